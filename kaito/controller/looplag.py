@@ -1,0 +1,77 @@
+"""Notices a loop that is held: the stack of the code that holds it, and a histogram of lag."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from typing import Final
+
+import structlog
+
+from kaito import metrics
+from kaito.clock import Clock, Timer
+
+log = structlog.get_logger()
+
+BEAT_SECONDS: Final = 0.1
+HELD_SECONDS: Final = 1.0
+DEAD_SECONDS: Final = 5.0
+STANDSTILL_SECONDS: Final = 0.1
+
+
+class LoopWatch:
+    """The loop beats; a thread looks whether it still does. Logs once per hold."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._timer: Timer | None = None
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Watch the running loop."""
+        self._loop_thread = threading.get_ident()
+        self._next_beat()
+        self._thread = threading.Thread(target=self._watch, name="loop-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave no thread and no timer."""
+        self._ended.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._thread is not None:
+            self._thread.join()
+
+    def health(self) -> str | None:
+        """None while the loop turns, else for how long it has not. From any thread."""
+        late = self._clock.monotonic() - self._due
+        return f"the event loop is held since {late:.0f} s" if late > DEAD_SECONDS else None
+
+    def _next_beat(self) -> None:
+        self._due = self._clock.monotonic() + BEAT_SECONDS
+        self._timer = self._clock.call_later(BEAT_SECONDS, self._beat)
+
+    def _beat(self) -> None:
+        metrics.LOOP_LAG_SECONDS.observe(max(0.0, self._clock.monotonic() - self._due))
+        self._next_beat()
+
+    def _watch(self) -> None:
+        logged = 0.0
+        # Sleeps until the present beat would be late, so it wakes about once a second.
+        wait = HELD_SECONDS
+        while not self._ended.wait(wait):
+            due = self._due
+            late = self._clock.monotonic() - due
+            wait = max(BEAT_SECONDS, HELD_SECONDS - late)
+            if late < HELD_SECONDS or due == logged:
+                continue
+            # After a suspension both are late; the loop then needs but a moment.
+            if self._ended.wait(STANDSTILL_SECONDS) or self._due != due:
+                continue
+            logged = due
+            frame = sys._current_frames().get(self._loop_thread)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            log.error("event loop held", seconds=round(late, 1), stack=stack)

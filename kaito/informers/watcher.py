@@ -1,0 +1,394 @@
+"""List and watch of one kind: carries out what ``Course`` asks for.
+
+Bytes come from the client, objects go to the sink in the order they came. No handlers, indexes or
+readers are known here. A watcher never ends by itself (facts R22), but for a field selector that
+the server does not know (R30).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Generic, Protocol, TypeVar
+
+import structlog
+
+from kaito import metrics
+from kaito.api.meta import ApiObject, Key, ObjectMeta
+from kaito.clock import Clock, Timer
+from kaito.errors import (
+    ApiError,
+    Expired,
+    Forbidden,
+    InvalidRequest,
+    KaitoError,
+    KindNotServed,
+    LineTooLong,
+    ResourceVersionTooLarge,
+    TooManyRequests,
+    TransportError,
+    Unauthorized,
+)
+from kaito.informers.course import (
+    MIN_WATCH_SECONDS,
+    Course,
+    List,
+    Pause,
+    Request,
+    State,
+    Stream,
+    Watch,
+    query,
+)
+from kaito.informers.decoder import OBJECT_EVENTS, BadLine, Decoder
+from kaito.informers.store import is_at_least
+from kaito.kube.client import KubeClient
+from kaito.kube.resources import Kind
+
+log = structlog.get_logger()
+T = TypeVar("T", bound=ApiObject)
+T_contra = TypeVar("T_contra", bound=ApiObject, contravariant=True)
+
+PAGES_FROM_CACHE: Final = (1, 34)
+BATCH_SECONDS: Final = 0.004
+MARKER: Final = "k8s.io/initial-events-end"
+LOOK_SECONDS: Final = 10.0
+STREAM_IDLE_SECONDS: Final = 30.0
+BOOKMARK_IDLE_SECONDS: Final = 90.0
+GRACE_SECONDS: Final = 10.0
+
+
+class Sink(Protocol[T_contra]):
+    """Where a watcher puts what it saw. Plain functions, called in the watch's turn."""
+
+    @property
+    def resource_version(self) -> str:
+        """How far the cache is; the next watch starts here."""
+        ...
+
+    def apply(self, event: str, obj: T_contra) -> None:
+        """One ADDED, MODIFIED or DELETED."""
+        ...
+
+    def bookmark(self, resource_version: str) -> None:
+        """No object changed up to here."""
+        ...
+
+    def replace(self, objects: Mapping[Key, T_contra], resource_version: str) -> None:
+        """A complete list."""
+        ...
+
+    def not_served(self) -> None:
+        """The kind is gone with all its objects."""
+        ...
+
+
+_RESTART_REASONS: Final[Mapping[type[KaitoError], str]] = {
+    BadLine: "bad_data",
+    Expired: "expired",
+    TooManyRequests: "throttled",
+    TransportError: "cut",
+    LineTooLong: "line_too_long",
+    Unauthorized: "unauthorized",
+    Forbidden: "forbidden",
+    KindNotServed: "not_served",
+}
+
+
+class Watcher(Generic[T]):
+    """Keeps a sink in step with one kind on the server.
+
+    ``state``, ``last_error`` (None when all is well), ``is_served`` and ``last_byte`` (the clock's
+    time of it) are for readiness and metrics.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        kind: Kind[T],
+        sink: Sink[T],
+        *,
+        clock: Clock,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
+        metadata_only: bool = False,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.state = State.STARTING
+        self.last_error: str | None = None
+        self.is_served = True
+        self.last_byte = clock.monotonic()
+        self._client = client
+        self._kind = kind
+        self._sink = sink
+        self._clock = clock
+        self._namespace = namespace
+        self._field_selector = field_selector
+        self._selectors = {
+            name: value
+            for name, value in (
+                ("labelSelector", label_selector),
+                ("fieldSelector", field_selector),
+            )
+            if value
+        }
+        self._metadata_only = metadata_only
+        self._chance = chance
+        self._course = Course(chance=chance)
+        self._decoder = Decoder(kind, clock=clock, metadata_only=metadata_only)
+        self._initial: dict[Key, T] = {}  # of a list that is not complete yet
+        self._list_began = 0.0
+        self._has_lines = self._has_progressed = self._has_bookmarks = False
+        self._knows_server = False
+        self._labels = (kind.resource, "metadata" if metadata_only else "full")
+
+    async def run(self) -> None:
+        """Until cancelled.
+
+        Raises:
+            InvalidRequest: the server refuses the field selector.
+        """
+        try:
+            while True:
+                if not self._course.can_stream and not self._knows_server:
+                    await self._learn_server()
+                ask = self._course.next(self._sink.resource_version)
+                if isinstance(ask, Pause):
+                    self._initial = {}
+                    self._enter(ask.state, self.last_error or "")
+                    await self._clock.sleep(ask.seconds)
+                else:
+                    await self._carry_out(ask)
+        finally:
+            self._enter(State.STOPPED, "stopped")
+
+    async def _learn_server(self) -> None:
+        """Which first list suits the server; asked once, and only when lists are needed (R7)."""
+        self._knows_server = True
+        try:
+            if await self._client.server_version() >= PAGES_FROM_CACHE:
+                self._course.first_version = ""
+        except ApiError as err:
+            log.debug("server version unknown", kind=str(self._kind), error=str(err))
+
+    async def _carry_out(self, ask: Request) -> None:
+        try:
+            if isinstance(ask, List):
+                await self._list(ask)
+            else:
+                await self._watch(ask)
+        except ApiError as err:
+            self._refuse_selector(ask, err)
+            self._note(err)
+            self._course.failed(ask, err, self._clock.monotonic())
+            if isinstance(err, KindNotServed):
+                self.is_served = False
+                self._sink.not_served()
+        except BadLine as err:
+            self._note(err)
+            self._course.spoiled(self._clock.monotonic())
+
+    # Lists --------------------------------------------------------------------------------------
+
+    async def _list(self, ask: List) -> None:
+        if not ask.continue_token:
+            self._begin_list(State.LISTING)
+        page = await self._client.list_page(
+            self._kind,
+            namespace=self._namespace,
+            query=query(ask) | self._selectors,
+            metadata_only=self._metadata_only,
+        )
+        self.last_byte = self._clock.monotonic()
+        await self._take_page(page.items)
+        if page.continue_token:
+            self._course.paged(ask, page.continue_token)
+        else:
+            self._become_current(ask.resource_version, page.resource_version)
+
+    async def _take_page(self, items: Sequence[bytes]) -> None:
+        began = self._clock.monotonic()
+        for raw in items:
+            obj = self._decoder.decode(raw)
+            if obj is not None:
+                self._initial[obj.metadata.key] = obj
+            if self._clock.monotonic() - began > BATCH_SECONDS:
+                await asyncio.sleep(0)
+                began = self._clock.monotonic()
+
+    def _begin_list(self, state: State) -> None:
+        self._enter(state, self._course.list_reason)
+        self._initial = {}
+        self._list_began = self._clock.monotonic()
+        metrics.INFORMER_LISTS.labels(*self._labels, self._course.list_reason).inc()
+
+    def _become_current(self, asked: str, version: str) -> None:
+        """Swap the complete list in. One that is older than what we showed is refused (R8)."""
+        if version in ("", "0"):
+            raise ApiError(f"the list of {self._kind} came without a resourceVersion")
+        if asked not in ("", "0") and asked.isdecimal() and not is_at_least(version, asked):
+            raise ResourceVersionTooLarge(
+                f"the list of {self._kind} is at {version}, the cache was at {asked} already"
+            )
+        objects, self._initial = self._initial, {}
+        self._sink.replace(objects, version)
+        self._course.synced()
+        self.is_served = True
+        self.last_error = None
+        seconds = self._clock.monotonic() - self._list_began
+        metrics.INFORMER_LIST_SECONDS.labels(*self._labels).observe(seconds)
+
+    # Streams and watches ------------------------------------------------------------------------
+
+    async def _watch(self, ask: Stream | Watch) -> None:
+        if isinstance(ask, Stream):
+            self._begin_list(State.STREAMING)
+        else:
+            self._enter(State.WATCHING, "current")
+        seconds = int(MIN_WATCH_SECONDS * (1 + self._chance()))
+        began = self.last_byte = self._clock.monotonic()
+        self._has_lines = self._has_progressed = self._has_bookmarks = False
+        try:
+            async with (
+                self._idle_limit(seconds + GRACE_SECONDS),
+                self._client.watch(
+                    self._kind,
+                    namespace=self._namespace,
+                    query=query(ask, seconds) | self._selectors,
+                    idle_seconds=seconds + 2 * GRACE_SECONDS,  # longer: our own limit is to tell
+                    metadata_only=self._metadata_only,
+                ) as lines,
+            ):
+                await self._pump(ask, lines)
+        except TimeoutError:
+            self._count_restart("idle")
+            self._course.fell_silent(was_silent=not self._has_lines)
+        else:
+            self._count_restart("timeout")
+            now = self._clock.monotonic()
+            self._course.ended(seconds=now - began, was_silent=not self._has_lines, now=now)
+
+    @asynccontextmanager
+    async def _idle_limit(self, seconds: float) -> AsyncIterator[None]:
+        """TimeoutError once a stream is silent for too long. One timer, none per line."""
+        timer: Timer | None = None
+
+        def look() -> None:
+            nonlocal timer
+            quiet = self._clock.monotonic() - self.last_byte
+            if not self._course.is_current:
+                limit = STREAM_IDLE_SECONDS
+                if quiet >= LOOK_SECONDS:
+                    log.warning("no events in initial stream", kind=str(self._kind), seconds=quiet)
+            else:
+                # Some kinds (Events) send no periodic bookmarks, so silence proves nothing there.
+                limit = BOOKMARK_IDLE_SECONDS if self._has_bookmarks else seconds
+            if quiet >= limit:
+                scope.reschedule(0.0)
+            else:
+                timer = self._clock.call_later(min(LOOK_SECONDS, limit - quiet), look)
+
+        async with asyncio.timeout(None) as scope:
+            look()
+            try:
+                yield
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def _pump(self, ask: Stream | Watch, lines: AsyncIterator[bytes]) -> None:
+        """Line after line, giving the loop a turn whenever a run of them has taken 4 ms.
+
+        A run ends by itself when no line was waiting: then the loop has turned, which a callback
+        left with it tells. So a lone event costs no extra turn and a flood starves no one.
+        """
+        call_soon = asyncio.get_running_loop().call_soon
+        monotonic = self._clock.monotonic
+        has_turned = True
+        began = 0.0
+
+        def turn() -> None:
+            nonlocal has_turned
+            has_turned = True
+
+        async for line in lines:
+            now = self.last_byte = monotonic()
+            if has_turned:
+                has_turned = False
+                began = now
+                call_soon(turn)
+            self._take(ask, line)
+            if now - began > BATCH_SECONDS:
+                await asyncio.sleep(0)
+
+    def _take(self, ask: Request, line: bytes) -> None:
+        was_current = self._course.is_current
+        event, raw = self._decoder.split(line)
+        if event in OBJECT_EVENTS:
+            self._take_object(event, raw, line)
+        elif event == "BOOKMARK":
+            self._take_bookmark(ask, self._decoder.bookmark(raw))
+        elif event == "ERROR":
+            raise self._decoder.error(raw)
+        else:
+            self._decoder.skip("unknown_type", event)
+        self._has_lines = True
+        if was_current and not self._has_progressed:
+            self._has_progressed = True
+            self.last_error = None
+            self._course.progressed()
+
+    def _take_object(self, event: str, raw: bytes, line: bytes) -> None:
+        obj = self._decoder.decode(raw, line)
+        if obj is None:
+            return
+        if self._course.is_current:
+            self._sink.apply(event, obj)
+        elif event == "DELETED":
+            self._initial.pop(obj.metadata.key, None)
+        else:
+            self._initial[obj.metadata.key] = obj
+
+    def _take_bookmark(self, ask: Request, meta: ObjectMeta) -> None:
+        if self._course.is_current:
+            self._has_bookmarks = True
+            self._sink.bookmark(meta.resource_version)
+        elif meta.annotations.get(MARKER) == "true":
+            self._become_current(ask.resource_version, meta.resource_version)
+            self._enter(State.WATCHING, "initial events read")
+
+    # Telling ------------------------------------------------------------------------------------
+
+    def _note(self, err: KaitoError) -> None:
+        reason = _RESTART_REASONS.get(type(err), "error")
+        self._count_restart(reason)
+        text = f"{err.reason}: {err}"
+        if text != self.last_error:
+            log.warning("watch failed", kind=str(self._kind), reason=err.reason, error=str(err))
+        self.last_error = text
+
+    def _count_restart(self, reason: str) -> None:
+        metrics.INFORMER_WATCH_RESTARTS.labels(*self._labels, reason).inc()
+
+    def _enter(self, state: State, cause: str) -> None:
+        if state is not self.state:
+            log.debug(
+                "watcher changed state",
+                kind=str(self._kind),
+                before=str(self.state),
+                after=str(state),
+                cause=cause,
+            )
+            self.state = state
+
+    def _refuse_selector(self, ask: Request, err: ApiError) -> None:
+        """A field selector unknown to the server is our mistake, which no waiting mends (R30)."""
+        first = isinstance(ask, List) and not ask.continue_token and not self._sink.resource_version
+        if first and self._field_selector and isinstance(err, InvalidRequest) and err.status == 400:
+            raise InvalidRequest(
+                f"{self._kind} cannot be selected by {self._field_selector!r}: {err}",
+                status=err.status,
+            ) from err

@@ -1,0 +1,276 @@
+"""The interpreter: an action to a call. Nothing else in the reconcilers awaits a write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from kaito import constants
+from kaito.api.meta import ApiObject, ObjectRef
+from kaito.controller.events import EventRecorder
+from kaito.errors import (
+    AlreadyExists,
+    Conflict,
+    KaitoError,
+    KindNotServed,
+    NameTaken,
+    NotFound,
+    TooManyRequests,
+)
+from kaito.kube.client import KubeClient
+from kaito.provisioner.interface import NodeBackend
+from kaito.reconcilers import kinds
+from kaito.reconcilers.actions import (
+    Action,
+    Apply,
+    Create,
+    Delete,
+    Event,
+    Evict,
+    Launch,
+    Patch,
+    RemoveFinalizer,
+    Terminate,
+)
+from kaito.reconcilers.ownership import belongs_to
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An action that was refused, and by what."""
+
+    action: Action
+    error: KaitoError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a plan's actions.
+
+    ``resource_version``: of the object the plan is about, if an action wrote it; the status patch
+    of the same pass must carry it (rule G12).
+    """
+
+    failures: tuple[Failure, ...] = ()
+    resource_version: str | None = None
+
+    @property
+    def worst(self) -> KaitoError | None:
+        """The error to raise when all is done: the first, as later ones often follow from it."""
+        return self.failures[0].error if self.failures else None
+
+
+class Actor:
+    """Carries out plans.
+
+    ``backend``: None where no cloud is driven (the Workspace side); Launch and Terminate are then
+    a programming error. ``fence`` raises NotLeader; writes to the API server pass the client's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: KubeClient,
+        recorder: EventRecorder,
+        backend: NodeBackend | None = None,
+        fence: Callable[[], float] | None = None,
+    ) -> None:
+        self._client = client
+        self._recorder = recorder
+        self._backend = backend
+        self._fence = fence
+
+    async def act(self, regarding: ObjectRef, actions: Sequence[Action]) -> Outcome:
+        """Carry out in order. A refused action holds back later ones on its object only (G15)."""
+        failures: list[Failure] = []
+        versions: dict[ObjectRef, str] = {}
+        refused: set[ObjectRef] = set()
+        for action in actions:
+            if isinstance(action, Event):
+                self._recorder.record(
+                    regarding, action.type, action.reason, action.action, action.note
+                )
+                continue
+            target = _target(action)
+            if target in refused:
+                continue
+            try:
+                written = await self._one(action, versions.get(target))
+            except KaitoError as err:
+                failures.append(Failure(action, err))
+                refused.add(target)
+            else:
+                if written is not None:
+                    versions[target] = written.metadata.resource_version
+        return Outcome(tuple(failures), versions.get(_anonymous(regarding)))
+
+    async def _one(self, action: Action, own_version: str | None) -> ApiObject | None:
+        match action:
+            case Create():
+                return await self._create(action)
+            case Apply(manifest, uid, resource_version):
+                return await self._client.apply(
+                    kinds.by_name(manifest["apiVersion"], manifest["kind"]),
+                    _at_version(manifest, own_version or resource_version),
+                    field_manager=constants.FIELD_MANAGER,
+                    uid=uid,
+                )
+            case Patch(ref, resource_version, body):
+                return await self._client.merge_patch(
+                    kinds.by_name(ref.api_version, ref.kind),
+                    ref.namespace,
+                    ref.name,
+                    _at_version(body, own_version or resource_version),
+                )
+            case RemoveFinalizer():
+                return await self._remove_finalizer(action)
+            case Delete():
+                return await self._delete(action)
+            case Evict(ref):
+                await self._evict(ref)
+            case Launch(claim, request):
+                await self._check_claim(claim, for_launch=True)
+                self._check_fence()
+                await self._cloud.launch(request)
+            case Terminate():
+                await self._terminate(action)
+            case Event():  # pragma: no cover - carried out by act()
+                raise AssertionError
+        return None
+
+    async def _create(self, action: Create) -> ApiObject:
+        manifest = action.manifest
+        kind = kinds.by_name(manifest["apiVersion"], manifest["kind"])
+        try:
+            return await self._client.create(kind, manifest)
+        except AlreadyExists as err:
+            metadata = manifest["metadata"]
+            live = await self._client.get(kind, metadata.get("namespace", ""), metadata["name"])
+            if live is None:  # gone between the two calls: the next pass creates it
+                raise Conflict(f"{kind} {metadata['name']} was there and is gone") from err
+            if not belongs_to(live.metadata, action.owner_uid):
+                raise NameTaken(
+                    f"{kind} {_where(live)} exists and belongs to {_owner(live)}: "
+                    "delete or rename it, or rename the Workspace"
+                ) from err
+            return live
+
+    async def _remove_finalizer(self, action: RemoveFinalizer) -> ApiObject | None:
+        path = f"/metadata/finalizers/{action.index}"
+        try:
+            return await self._client.json_patch(
+                kinds.by_name(action.ref.api_version, action.ref.kind),
+                action.ref.namespace,
+                action.ref.name,
+                [
+                    {"op": "test", "path": "/metadata/uid", "value": action.ref.uid},
+                    {"op": "test", "path": path, "value": action.finalizer},
+                    {"op": "remove", "path": path},
+                ],
+            )
+        except NotFound:
+            return None
+
+    async def _delete(self, action: Delete) -> ApiObject | None:
+        ref = action.ref
+        try:
+            return await self._client.delete(
+                kinds.by_name(ref.api_version, ref.kind),
+                ref.namespace,
+                ref.name,
+                uid=ref.uid,
+                propagation=action.propagation,
+            )
+        except Conflict:  # another object has the name now: the one we meant is gone
+            return None
+
+    async def _evict(self, pod: ObjectRef) -> None:
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        }
+        # 429 is a disruption budget's "not yet": the next look at the node asks again.
+        with suppress(NotFound, Conflict, TooManyRequests):
+            await self._client.create_subresource(
+                kinds.PODS, pod.namespace, pod.name, "eviction", body
+            )
+
+    async def _terminate(self, action: Terminate) -> None:
+        claim, uid = action.claim, action.instance_claim_uid
+        await self._check_claim(claim, for_launch=False)
+        if uid is not None and uid != claim.uid:
+            await self._check_leftover(claim.name, uid)
+        if action.abort:
+            self._check_fence()
+            await self._cloud.abort(claim.name)
+        self._check_fence()
+        await self._cloud.terminate(claim.name)
+
+    async def _check_claim(self, claim: ObjectRef, *, for_launch: bool) -> None:
+        """G6: the claim is read live before each call that changes its instance."""
+        live = await self._client.get(kinds.by_name(claim.api_version, claim.kind), "", claim.name)
+        if live is None or live.metadata.uid != claim.uid:
+            raise Conflict(f"{claim} is gone or was replaced: nothing was asked of the cloud")
+        if for_launch and live.metadata.is_deleting:
+            raise Conflict(f"{claim} is being deleted: nothing was launched")
+
+    async def _check_leftover(self, name: str, uid: str) -> None:
+        """G6: an instance with another claim's uid goes only if no live claim has that uid."""
+        for kind in (kinds.MACHINES, kinds.NODECLAIMS):
+            try:
+                live = await self._client.get(kind, "", name)
+            except KindNotServed:
+                continue
+            if live is not None and live.metadata.uid == uid:
+                raise NameTaken(f"instance {name} belongs to the live {kind} {name}")
+
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence()
+
+    @property
+    def _cloud(self) -> NodeBackend:
+        assert self._backend is not None, "a plan for the cloud, and no backend to carry it out"
+        return self._backend
+
+
+def _target(action: Action) -> ObjectRef:
+    """The object an action writes, without uid: two actions on one name are on one object."""
+    match action:
+        case Create(manifest) | Apply(manifest):
+            metadata = manifest["metadata"]
+            return ObjectRef(
+                manifest["apiVersion"],
+                manifest["kind"],
+                metadata.get("namespace", ""),
+                metadata["name"],
+            )
+        case Patch(ref) | RemoveFinalizer(ref) | Delete(ref) | Evict(ref):
+            return _anonymous(ref)
+        case Launch(claim) | Terminate(claim):
+            return ObjectRef("cloud", "Instance", "", claim.name)
+        case Event():  # pragma: no cover - has no target
+            raise AssertionError
+
+
+def _at_version(body: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """With the version it was decided on, or of our own write in this pass (rule G12)."""
+    return {**body, "metadata": {**body.get("metadata", {}), "resourceVersion": version}}
+
+
+def _anonymous(ref: ObjectRef) -> ObjectRef:
+    return ObjectRef(ref.api_version, ref.kind, ref.namespace, ref.name)
+
+
+def _where(obj: ApiObject) -> str:
+    namespace, name = obj.metadata.key
+    return f"{namespace}/{name}" if namespace else name
+
+
+def _owner(obj: ApiObject) -> str:
+    owner = next((o for o in obj.metadata.owner_references if o.controller), None)
+    return f"{owner.kind} {owner.name}" if owner else "nobody we know"

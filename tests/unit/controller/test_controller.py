@@ -1,0 +1,344 @@
+"""C1, C2, C8, C10 to C18, Q15: from events to reconciles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import structlog
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from kaito.api.meta import Key
+from kaito.controller.controller import Controller
+from kaito.controller.result import Result
+from kaito.informers.freshness import CURRENT, Freshness
+from kaito.informers.handlers import Change
+from tests.fakes.clock import FakeClock, settle
+from tests.unit.controller.fakes import FakeInformer, Thing
+
+
+class FakeFreshness:
+    """Says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple[str, Key], list[Callable[[], None]]] = {}
+        self.echoes: set[tuple[str, str]] = set()
+
+    def track(self, informer: Any) -> None:
+        self.tracked = informer
+
+    def is_echo(self, owner: tuple[str, Key], kind: Any, obj: Thing) -> bool:
+        return (owner[1][1], obj.metadata.resource_version) in self.echoes
+
+    def pending(self, owner: tuple[str, Key]) -> bool:
+        return owner in self.waiting
+
+    def on_fresh(self, owner: tuple[str, Key], callback: Callable[[], None]) -> None:
+        self.waiting[owner].append(callback)
+
+    def settle(self, owner: tuple[str, Key]) -> None:
+        for callback in self.waiting.pop(owner):
+            callback()
+
+
+class Log:
+    """A reconcile that notes its keys and can be held."""
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+        self.running: set[Key] = set()
+        self.most = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, key: Key) -> Result:
+        assert key not in self.running
+        self.running.add(key)
+        self.most = max(self.most, len(self.running))
+        self.keys.append(key)
+        try:
+            await self.gate.wait()
+        finally:
+            self.running.remove(key)
+        return Result()
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, name in self.keys]
+
+
+def make(
+    reconcile: Callable[[Key], Awaitable[Result]],
+    clock: FakeClock,
+    freshness: FakeFreshness | None = None,
+    workers: int = 8,
+) -> Controller:
+    return Controller(
+        "things",
+        reconcile,
+        clock=clock,
+        freshness=cast(Freshness | None, freshness),
+        workers=workers,
+    )
+
+
+def own_key(change: Change[Any]) -> Iterable[Key]:
+    return [change.obj.metadata.key]
+
+
+@asynccontextmanager
+async def running(controller: Controller) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(controller.run())
+        await settle()
+        yield
+        await settle()
+        controller.stop()
+        await task
+
+
+async def test_events_become_reconciles(clock: FakeClock) -> None:
+    """C11, C17, C18: added, changed and deleted objects, None from a mapper, plain enqueue."""
+    log, informer = Log(), FakeInformer()
+    controller = make(log, clock)
+    controller.watch(cast(Any, informer), own_key)
+    controller.watch(cast(Any, informer), lambda _: None)
+    async with running(controller):
+        informer.tell(Change(None, Thing("a")))
+        informer.tell(Change(Thing("b"), Thing("b", "2")))
+        informer.tell(Change(Thing("c"), None))
+        controller.enqueue(("", "d"))
+        controller.enqueue(("", "e"), after=5)
+        await settle()
+        assert log.names == ["a", "b", "c", "d"]
+        await clock.advance(5)
+        assert log.names[-1] == "e"
+
+
+async def test_a_source_added_after_start_runs_at_once(clock: FakeClock) -> None:
+    """C18"""
+    log, informer = Log(), FakeInformer()
+    controller = make(log, clock)
+    async with running(controller):
+        controller.watch(cast(Any, informer), own_key)
+        informer.tell(Change(None, Thing("late")))
+        await settle()
+        assert log.names == ["late"]
+
+
+async def test_predicates_run_before_mapping(clock: FakeClock) -> None:
+    """C13"""
+    mapped: list[str] = []
+
+    def mapper(change: Change[Any]) -> Iterable[Key]:
+        mapped.append(change.obj.metadata.name)
+        return own_key(change)
+
+    log, informer = Log(), FakeInformer()
+    controller = make(log, clock)
+    controller.watch(cast(Any, informer), mapper, predicate=lambda c: c.obj.metadata.name != "dull")
+    async with running(controller):
+        informer.tell(Change(None, Thing("dull")))
+        informer.tell(Change(None, Thing("bright")))
+    assert log.names == mapped == ["bright"]
+
+
+async def test_echoes_of_own_writes_do_not_enqueue(clock: FakeClock) -> None:
+    """G16: but a deletion that shows our last version does, and so does what another key wrote."""
+    log, informer, freshness = Log(), FakeInformer(), FakeFreshness()
+    freshness.echoes = {("a", "7")}
+    controller = make(log, clock, freshness)
+    controller.watch(cast(Any, informer), own_key)
+    assert freshness.tracked is informer
+    async with running(controller):
+        informer.tell(Change(Thing("a", "6"), Thing("a", "7")))
+        informer.tell(Change(Thing("b", "6"), Thing("b", "7")))
+        informer.tell(Change(Thing("c", "7"), None))
+        informer.tell(Change(Thing("d", "7"), Thing("d", "8")))
+    assert log.names == ["b", "c", "d"]
+
+
+async def test_changes_overtake_the_first_list_and_resyncs(clock: FakeClock) -> None:
+    """Q2"""
+    log, informer = Log(), FakeInformer()
+    controller = make(log, clock, workers=1)
+    controller.watch(cast(Any, informer), own_key)
+    informer.tell(Change(None, Thing("listed"), initial=True))
+    informer.tell(Change(Thing("resynced", "3"), Thing("resynced", "3")))
+    informer.tell(Change(None, Thing("new")))
+    async with running(controller):
+        await settle(50)
+    assert log.names == ["new", "listed", "resynced"]
+
+
+async def test_so_many_workers_and_never_one_key_twice(clock: FakeClock) -> None:
+    """C1"""
+    log = Log()
+    controller = make(log, clock, workers=3)
+    log.gate.clear()
+    async with running(controller):
+        for _ in range(3):
+            for name in "abcde":
+                controller.enqueue(("", name))
+            await settle()
+        assert len(controller.running) == log.most == 3
+        assert gauge("controller_runtime_active_workers") == 3
+        log.gate.set()
+        await settle(50)
+    assert log.most == 3
+    assert gauge("controller_runtime_active_workers") == 0
+    assert gauge("controller_runtime_max_concurrent_reconciles") == 3
+
+
+def gauge(name: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"controller": "things"})
+
+
+async def test_work_starts_only_when_every_source_synced(clock: FakeClock) -> None:
+    """C2"""
+    log, first, second = Log(), FakeInformer(), FakeInformer(synced=False)
+    controller = make(log, clock)
+    controller.watch(cast(Any, first), own_key)
+    controller.watch(cast(Any, second), own_key)
+    first.tell(Change(None, Thing("a"), initial=True))
+    async with running(controller):
+        assert log.names == []
+        second.synced.set()
+        await settle()
+        assert log.names == ["a"]
+
+
+async def test_each_run_has_a_context_of_its_own(clock: FakeClock) -> None:
+    """C8: bound with who is reconciled; nothing leaks into the next key."""
+    leak: ContextVar[str] = ContextVar("leak", default="")
+    seen: list[tuple[dict[str, Any], Any, str]] = []
+
+    async def reconcile(key: Key) -> Result:
+        seen.append((structlog.contextvars.get_contextvars(), CURRENT.get(), leak.get()))
+        leak.set(key[1])
+        structlog.contextvars.bind_contextvars(workspace=key[1])
+        return Result()
+
+    controller = make(reconcile, clock, workers=1)
+    async with running(controller):
+        controller.enqueue(("ns", "a"))
+        controller.enqueue(("ns", "b"))
+    (first, _, _), (second, current, leaked) = seen
+    assert first.pop("reconcile_id") != second.pop("reconcile_id")
+    assert second == {"controller": "things", "namespace": "ns", "name": "b"}
+    assert (current, leaked) == (("things", ("ns", "b")), "")
+    assert structlog.contextvars.get_contextvars() == {}
+    assert CURRENT.get() is None
+
+
+async def test_stop_takes_no_new_key_and_waits_for_those_in_process(clock: FakeClock) -> None:
+    """C10"""
+    log = Log()
+    controller = make(log, clock, workers=1)
+    log.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(controller.run())
+        controller.enqueue(("", "a"))
+        controller.enqueue(("", "b"))
+        await settle()
+        controller.stop()
+        await settle()
+        assert not run.done()
+        assert controller.running == (("", "a"),)
+        log.gate.set()
+    assert log.names == ["a"]
+    assert controller.running == ()
+
+
+async def test_cancelling_the_controller_cancels_its_runs(clock: FakeClock) -> None:
+    """C6, C10"""
+    log = Log()
+    controller = make(log, clock)
+    log.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(controller.run())
+        controller.enqueue(("", "a"))
+        await settle()
+        run.cancel()
+    assert log.running == set()
+    assert controller.running == ()
+    assert all(timer.callback is None for _, _, timer in clock._timers)
+
+
+async def test_a_crash_leaves_the_other_workers(clock: FakeClock) -> None:
+    """C4, P5: and the key comes again."""
+    tries: list[str] = []
+
+    async def reconcile(key: Key) -> Result:
+        tries.append(key[1])
+        if tries.count("bad") == 1 and key[1] == "bad":
+            raise ZeroDivisionError
+        return Result()
+
+    controller = make(reconcile, clock)
+    with capture_logs():
+        async with running(controller):
+            controller.enqueue(("", "bad"))
+            controller.enqueue(("", "good"))
+            await settle()
+            await clock.advance(1)
+    assert sorted(tries) == ["bad", "bad", "good"]
+
+
+async def test_a_run_that_cancels_itself_is_tried_again(clock: FakeClock) -> None:
+    """P4, C6: nobody asked for it, so the key is still wanted."""
+    tries = 0
+
+    async def reconcile(_: Key) -> Result:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise asyncio.CancelledError
+        return Result()
+
+    controller = make(reconcile, clock)
+    with capture_logs() as logs:
+        async with running(controller):
+            controller.enqueue(("", "a"))
+            await settle()
+            await clock.advance(1)
+    assert tries == 2
+    assert "reconcile cancelled itself" in [entry["event"] for entry in logs]
+
+
+async def test_a_key_waits_parked_for_its_own_last_write(clock: FakeClock) -> None:
+    """Q15, A2, A3, G17: it holds no worker, other keys go on, one run when the cache has it."""
+    log, freshness = Log(), FakeFreshness()
+    controller = make(log, clock, freshness, workers=1)
+    freshness.waiting["things", ("", "a")] = []
+    async with running(controller):
+        controller.enqueue(("", "a"))
+        await settle()
+        controller.enqueue(("", "a"))
+        controller.enqueue(("", "b"))
+        await settle()
+        assert log.names == ["b"]
+        freshness.settle(("things", ("", "a")))
+        await settle()
+        assert log.names == ["b", "a"]
+        await clock.advance(100)
+    assert log.names == ["b", "a"]
+
+
+async def test_time_from_event_to_reconcile_is_observed(clock: FakeClock) -> None:
+    """C20: the waiting of a held key counts."""
+    log = Log()
+    controller = make(log, clock, workers=1)
+    name = "event_to_reconcile_seconds"
+    before = gauge(f"{name}_sum") or 0
+    log.gate.clear()
+    async with running(controller):
+        controller.enqueue(("", "a"))
+        controller.enqueue(("", "b"))
+        await clock.advance(3)
+        log.gate.set()
+    assert (gauge(f"{name}_sum") or 0) - before == 3

@@ -1,0 +1,236 @@
+"""E10, E16, E17, E20, E21, E23: the elector's thread and what the main loop sees of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from kaito.clock import SystemClock
+from kaito.controller import leader
+from kaito.controller.candidacy import LEASES
+from kaito.controller.leader import Elector
+from kaito.errors import InvalidSettings, LeadershipLost, NotLeader
+from kaito.kube.client import KubeClient
+from tests.fakes.clock import FakeClock
+from tests.unit.controller.fakes import FakeApiServer, FakeClient
+
+
+class Replica:
+    """An elector on a fake API server, with real threads and short times."""
+
+    def __init__(self, server: FakeApiServer, clock: Any = None, **times: float) -> None:
+        self.server = server
+        self.client = FakeClient(server)
+        self.exits: list[int] = []
+        self.connected_in: list[str] = []
+        self.failure: Exception | None = None
+        self.elector = Elector(
+            connect=self.connect,
+            namespace="kaito",
+            name="leader",
+            identity="pod",
+            clock=clock or SystemClock(),
+            exit_process=self.exits.append,
+            **{"lease_seconds": 3, "renew_deadline": 0.2, "retry": 0.02, **times},
+        )
+
+    async def connect(self) -> KubeClient:
+        self.connected_in.append(threading.current_thread().name)
+        if self.failure is not None:
+            raise self.failure
+        return cast(KubeClient, self.client)
+
+    async def __aenter__(self) -> Elector:
+        self.elector.start()
+        return self.elector
+
+    async def __aexit__(self, *_: object) -> None:
+        with capture_logs():
+            await self.elector.release()
+        assert not self.elector._threads
+
+
+@pytest.fixture
+def server() -> FakeApiServer:
+    return FakeApiServer()
+
+
+def status() -> float | None:
+    return REGISTRY.get_sample_value("leader_election_master_status", {"name": "leader"})
+
+
+async def in_time(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what happens in another thread sets no event
+            await asyncio.sleep(0.005)
+
+
+async def test_it_leads_from_a_thread_of_its_own_and_releases(server: FakeApiServer) -> None:
+    """E10, E19, E23, M7: own client, closed in the end; no thread is left."""
+    before = threading.active_count()
+    replica = Replica(server)
+    assert status() == 0
+    async with replica as elector:
+        assert not elector.is_leader or elector.fence() > 0
+        await elector.acquired()
+        assert elector.is_leader
+        assert status() == 1
+        assert 0 < elector.fence() <= 1
+        assert elector.health() is None
+        lease = server.objects["leases", "kaito", "leader"]
+        assert lease["spec"]["holderIdentity"] == elector.identity
+    assert server.objects["leases", "kaito", "leader"]["spec"]["holderIdentity"] == ""
+    assert replica.connected_in == ["elector"]
+    assert server.closed == 1
+    assert status() == 0
+    assert threading.active_count() == before
+    with pytest.raises(NotLeader):
+        elector.fence()
+
+
+def test_each_process_start_is_another_identity(server: FakeApiServer) -> None:
+    """E2: host name + _ + uuid4."""
+    one, two = Replica(server).elector.identity, Replica(server).elector.identity
+    assert one != two
+    assert one.startswith("pod_")
+    assert len(one) == len("pod_") + 36
+
+
+async def test_a_blocked_main_loop_costs_no_leadership(server: FakeApiServer) -> None:
+    """E10: renewals go on while the main loop stands."""
+    async with Replica(server) as elector:
+        await elector.acquired()
+        renewals = server.calls.count("PUT")
+        time.sleep(0.5)  # noqa: ASYNC251 - the stall is the subject
+        assert server.calls.count("PUT") > renewals + 3
+        assert elector.fence() > 0
+
+
+async def test_lost_leadership_reaches_the_main_loop(server: FakeApiServer) -> None:
+    """E14, E15, E20: the error to end with; nothing is written any more."""
+    with capture_logs():
+        async with Replica(server) as elector:
+            await elector.acquired()
+            server.put(
+                LEASES,
+                {
+                    "metadata": {"namespace": "kaito", "name": "leader"},
+                    "spec": {"holderIdentity": "rival", "leaseDurationSeconds": 15},
+                },
+            )
+            async with asyncio.timeout(5):
+                error = await elector.lost()
+            assert isinstance(error, LeadershipLost)
+            assert "held by rival" in str(error)
+            assert status() == 0
+            with pytest.raises(NotLeader):
+                elector.fence()
+    lease = server.objects["leases", "kaito", "leader"]
+    assert lease["spec"]["holderIdentity"] == "rival"
+
+
+async def test_a_candidate_waits_and_stops_without_ever_leading(server: FakeApiServer) -> None:
+    """E20: the end is told also when never elected."""
+    server.put(
+        LEASES,
+        {
+            "metadata": {"namespace": "kaito", "name": "leader"},
+            "spec": {"holderIdentity": "rival", "leaseDurationSeconds": 15},
+        },
+    )
+    replica = Replica(server)
+    async with replica as elector:
+        await in_time(lambda: "GET" in server.calls)
+        before = fenced()
+        with pytest.raises(NotLeader):
+            elector.fence()
+        assert fenced() == before + 1
+        assert elector.health() is None
+    assert isinstance(await elector.lost(), LeadershipLost)
+    assert server.calls.count("PUT") == 0
+
+
+def fenced() -> float:
+    return REGISTRY.get_sample_value("controller_fenced_writes_total") or 0
+
+
+async def test_a_failing_election_is_told(server: FakeApiServer) -> None:
+    """P4: the elector's end is never silent."""
+    replica = Replica(server)
+    replica.failure = InvalidSettings("no such certificate")
+    with capture_logs():
+        async with replica as elector:
+            error = await elector.lost()
+    assert isinstance(error, LeadershipLost)
+    assert "no such certificate" in str(error)
+
+
+async def test_release_before_start_is_nothing(server: FakeApiServer) -> None:
+    """M6: a manager stopped early releases all the same."""
+    await Replica(server).elector.release()
+    assert server.calls == []
+
+
+async def test_health_fails_when_the_leader_has_long_not_renewed(server: FakeApiServer) -> None:
+    """E21: lease + 20 s."""
+    clock = FakeClock()
+    replica = Replica(server, clock, lease_seconds=15, renew_deadline=10, retry=2)
+    replica.elector._candidacy._renewed_at = clock.monotonic()
+    await clock.advance(35)
+    assert replica.elector.health() is None
+    await clock.advance(1)
+    assert replica.elector.health() == "leading, but the Lease was last renewed 36 s ago"
+
+
+async def test_the_watchdog_judges_when_the_elector_cannot(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E17: after a suspension no write passes, and the main loop hears of it."""
+    monkeypatch.setattr(leader, "WATCHDOG_SECONDS", 0.01)
+    clock = Suspendable()
+    replica = Replica(server, clock)
+    with capture_logs():
+        async with replica as elector:
+            await elector.acquired()
+            replica.client.before = lambda _: asyncio.sleep(0.15)
+            clock.skipped = 30
+            with pytest.raises(NotLeader):
+                elector.fence()
+            async with asyncio.timeout(5):
+                assert isinstance(await elector.lost(), LeadershipLost)
+    assert replica.exits == []
+
+
+async def test_the_process_ends_when_the_main_loop_does_not_react(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E17"""
+    monkeypatch.setattr(leader, "WATCHDOG_SECONDS", 0.01)
+    clock = Suspendable()
+    replica = Replica(server, clock)
+    with capture_logs():
+        async with replica as elector:
+            await elector.acquired()
+            clock.skipped = 30
+            while elector.is_leader:
+                time.sleep(0.01)  # noqa: ASYNC251 - the main loop does not react
+            clock.skipped = 60
+            while not replica.exits:
+                time.sleep(0.01)  # noqa: ASYNC251
+    assert replica.exits == [1]
+
+
+class Suspendable(SystemClock):
+    """A boot clock that a test moves on."""
+
+    skipped = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.skipped

@@ -1,0 +1,178 @@
+"""The cache by plain calls."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from kaito.informers.handlers import Change
+from kaito.informers.store import Store, is_at_least
+from tests.unit.informers.fake import Thing, thing
+
+
+def colours(obj: Thing) -> list[str]:
+    return [obj.colour] if obj.colour else []
+
+
+def filled(*objects: Thing, **options) -> Store[Thing]:
+    store: Store[Thing] = Store({"colour": colours}, **options)
+    for obj in objects:
+        store.apply(obj)
+    return store
+
+
+def listed(*objects: Thing):
+    return {obj.metadata.key: obj for obj in objects}
+
+
+def test_versions_compare_as_numbers_and_anything_else_for_equality():
+    """R15."""
+    assert is_at_least("10", "9")
+    assert not is_at_least("9", "10")
+    assert is_at_least("abc", "abc")
+    assert not is_at_least("abd", "abc")
+    assert not is_at_least("", "1")
+
+
+def test_the_version_never_goes_down_but_by_a_list():
+    """R15."""
+    store = filled()
+    for version in ("5", "9", "7"):
+        store.advance(version)
+    assert store.resource_version == "9"
+    store.replace({}, "4")
+    assert store.resource_version == "4"
+
+
+def test_objects_are_found_by_namespace_and_name():
+    """S1: cluster-scoped ones under an empty namespace."""
+    inside, outside = thing("a", 1), thing("a", 1, namespace="", uid="other")
+    store = filled(inside, outside)
+    assert store.get("ns", "a") is inside
+    assert store.get("", "a") is outside
+    assert store.get("ns", "b") is None
+    assert store.list("ns") == (inside,)
+    assert store.list("none") == ()
+    assert len(store) == 2
+
+
+def test_what_was_handed_out_does_not_change():
+    """S2, S12: tuples, the same one until something changes, never a copy of an object."""
+    first = thing("a", 1)
+    store = filled(first)
+    before = store.list()
+    assert store.list() is before
+    for _ in before:
+        store.apply(thing("b", 2))
+    assert before == (first,)
+    assert before[0] is first
+    assert len(store.list()) == 2
+
+
+def test_an_object_under_another_uid_is_a_delete_and_an_add():
+    """R31."""
+    old, new = thing("a", 1, uid="1"), thing("a", 2, uid="2")
+    store = filled(old)
+    assert store.apply(new) == (Change(old, None), Change(None, new))
+    assert store.list("ns") == (new,)
+    assert store.replace(listed(old), "3") == (Change(new, None), Change(None, old))
+
+
+def test_a_removal_shows_the_last_state_and_an_unknown_one_nothing():
+    """S5."""
+    store = filled(thing("a", 1))
+    last = thing("a", 2)
+    assert store.remove(last) == (Change(last, None),)
+    assert store.remove(last) == ()
+
+
+def test_a_list_tells_deletions_first_then_adds_and_updates_in_its_order():
+    """S4: and nothing of what is the same."""
+    gone, same, old = thing("gone", 1), thing("same", 1), thing("b", 1)
+    store = filled(old, same, gone)
+    new, fresh = thing("b", 5), thing("fresh", 6)
+    assert store.replace(listed(fresh, thing("same", 1), new), "9") == (
+        Change(gone, None),
+        Change(None, fresh),
+        Change(old, new),
+    )
+    assert store.resource_version == "9"
+
+
+def test_an_index_follows_updates_and_forgets_empty_values():
+    """S10."""
+    store = filled(thing("a", 1, colour="red"), thing("b", 2, colour="red"))
+    moved = thing("a", 3, colour="blue")
+    store.apply(moved)
+    assert store.by_index("colour", "blue") == (moved,)
+    assert [t.metadata.name for t in store.by_index("colour", "red")] == ["b"]
+    store.remove(moved)
+    assert store.by_index("colour", "blue") == ()
+    assert set(store._indexes["colour"]._values) == {"red"}
+
+
+def test_an_index_shows_the_new_object_when_its_value_stays():
+    """S10."""
+    store = filled(thing("a", 1, colour="red"))
+    new = thing("a", 2, colour="red")
+    store.apply(new)
+    assert store.by_index("colour", "red") == (new,)
+
+
+def test_an_index_does_not_mix_up_two_lives_of_a_name():
+    """S10, R31: same value, other uid."""
+    store = filled(thing("a", 1, uid="1", colour="red"))
+    new = thing("a", 2, uid="2", colour="red")
+    store.apply(new)
+    assert store.by_index("colour", "red") == (new,)
+
+
+def test_an_index_added_late_is_filled():
+    """S10: and the same one again is harmless, another of its name an error."""
+    store: Store[Thing] = Store()
+    red = thing("a", 1, colour="red")
+    store.apply(red)
+    store.add_index("colour", colours)
+    store.add_index("colour", colours)
+    assert store.by_index("colour", "red") == (red,)
+    with pytest.raises(ValueError, match="another function"):
+        store.add_index("colour", lambda obj: [])
+    with pytest.raises(KeyError):
+        store.by_index("size", "big")
+
+
+def test_an_index_function_that_raises_leaves_the_object_stored_and_out_of_that_index():
+    """S10: counted once, and the object can be replaced and removed."""
+    failures: list[str] = []
+
+    def picky(obj: Thing) -> list[str]:
+        if obj.colour == "bad":
+            raise ValueError(obj.colour)
+        return [obj.colour]
+
+    store: Store[Thing] = Store(
+        {"picky": picky}, on_index_error=lambda name, err: failures.append(name)
+    )
+    bad = thing("a", 1, colour="bad")
+    store.apply(bad)
+    assert store.get("ns", "a") is bad
+    assert failures == ["picky"]
+    good = thing("a", 2, colour="good")
+    store.apply(good)
+    assert store.by_index("picky", "good") == (good,)
+    store.remove(good)
+    assert store.by_index("picky", "good") == ()
+
+
+def test_a_replaced_or_removed_object_is_let_go():
+    """S17."""
+    first = thing("a", 1, colour="red")
+    store = filled(first)
+    store.list()
+    held = sys.getrefcount(first)
+    store.apply(thing("a", 2, colour="red"))
+    gc.collect()
+    assert sys.getrefcount(first) < held
+    assert sys.getrefcount(first) == 2  # our name and the call

@@ -1,0 +1,524 @@
+"""List and watch against a client that answers what the test wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+from prometheus_client import REGISTRY
+
+from kaito.api.meta import Key
+from kaito.errors import (
+    Expired,
+    Forbidden,
+    InvalidRequest,
+    KindNotServed,
+    TransportError,
+)
+from kaito.informers.course import State
+from kaito.informers.decoder import split_line
+from kaito.informers.watcher import Watcher
+from tests.fakes.clock import FakeClock, settle
+from tests.unit.informers.fake import (
+    THINGS,
+    FakeKube,
+    Feed,
+    Page,
+    Thing,
+    added,
+    bookmark,
+    deleted,
+    dump,
+    failure,
+    line,
+    modified,
+    raw,
+)
+
+MARKED = bookmark(5, marker=True)
+
+
+class Sink:
+    """Writes down what the watcher brought."""
+
+    def __init__(self) -> None:
+        self.resource_version = ""
+        self.seen: list[str] = []
+        self.not_served_times = 0
+
+    def apply(self, event: str, obj: Thing) -> None:
+        self.resource_version = obj.metadata.resource_version
+        self.seen.append(f"{event} {obj.metadata.name} {obj.metadata.resource_version}")
+
+    def bookmark(self, resource_version: str) -> None:
+        self.resource_version = resource_version
+
+    def replace(self, objects: Mapping[Key, Thing], resource_version: str) -> None:
+        self.resource_version = resource_version
+        self.seen.append("list " + " ".join(name for _, name in objects))
+
+    def not_served(self) -> None:
+        self.not_served_times += 1
+
+
+class Scene:
+    def __init__(self, **options) -> None:
+        self.clock = FakeClock()
+        self.kube = FakeKube()
+        self.sink = Sink()
+        self.watcher = Watcher(
+            self.kube, THINGS, self.sink, clock=self.clock, chance=lambda: 0.0, **options
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.watcher.run())
+            await settle()
+            try:
+                yield
+            finally:
+                task.cancel()
+        assert self.watcher.state is State.STOPPED
+        assert all(feed.is_closed for feed in self.kube.opened)
+
+
+def skipped(reason: str) -> float:
+    labels = {"kind": "things.ex.io", "representation": "full", "reason": reason}
+    return REGISTRY.get_sample_value("informer_skipped_total", labels) or 0.0
+
+
+async def test_initial_events_become_one_list_at_the_marker_and_the_stream_goes_on():
+    """R3: ADDED, MODIFIED, DELETED and bookmarks before the marker are applied aside."""
+    scene = Scene()
+    scene.kube.feeds.append(
+        Feed(added("a", 1), added("b", 2), bookmark(3), deleted("a", 4), modified("b", 4))
+    )
+    async with scene.running():
+        assert scene.sink.seen == []
+        assert scene.watcher.state is State.STREAMING
+        scene.kube.open.send(MARKED, added("c", 6))
+        await settle()
+        assert scene.sink.seen == ["list b", "ADDED c 6"]
+        assert scene.watcher.state is State.WATCHING
+    assert scene.kube.asked == ["stream -"]
+
+
+async def test_only_an_annotation_that_is_exactly_true_is_the_marker():
+    """R3."""
+    scene = Scene()
+    false = {
+        "metadata": {
+            "resourceVersion": "5",
+            "annotations": {"k8s.io/initial-events-end": "false"},
+        }
+    }
+    scene.kube.feeds.append(Feed(added("a", 1), line("BOOKMARK", dump(false))))
+    async with scene.running():
+        assert scene.sink.seen == []
+
+
+async def test_a_stream_cut_before_its_marker_leaves_the_cache_as_it_was():
+    """R4: what came is dropped, the next stream starts from nothing."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(added("a", 1)).end())
+    scene.kube.feeds.append(Feed(added("b", 2), MARKED))
+    async with scene.running():
+        assert scene.watcher.state is State.BACKING_OFF
+        await scene.clock.advance(0.8)
+        assert scene.sink.seen == ["list b"]
+
+
+async def test_a_server_without_streaming_is_listed_in_pages_and_watched_from_there():
+    """R5, R7, R10: nothing between list and watch is lost, as the watch starts at the list."""
+    scene = Scene()
+    scene.kube.feeds.append(InvalidRequest("sendInitialEvents: Forbidden", status=422))
+    scene.kube.pages += [Page([raw("a", 1)], "5", "more"), Page([raw("b", 2)], "5")]
+    async with scene.running():
+        assert scene.sink.seen == ["list a b"]
+    assert scene.kube.asked == ["stream -", "list 0", "next -", "watch 5"]
+
+
+@pytest.mark.parametrize(
+    ("version", "asked"),
+    [((1, 34), "list -"), ((1, 33), "list 0"), (Forbidden("no"), "list 0")],
+)
+async def test_the_first_list_suits_the_server(version, asked):
+    """R7."""
+    scene = Scene()
+    scene.kube.version = version
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    scene.kube.pages.append(Page([], "5"))
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", asked, "watch 5"]
+    assert scene.kube.queries[1]["limit"] == "500"
+
+
+async def test_half_a_list_never_reaches_the_cache():
+    """R11."""
+    scene = Scene()
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    scene.kube.pages += [
+        Page([raw("a", 1)], "5", "more"),
+        Expired("continue"),
+        Page([raw("b", 2)], "6"),
+    ]
+    async with scene.running():
+        assert scene.sink.seen == ["list b"]
+    assert scene.kube.asked == ["stream -", "list 0", "next -", "list 0", "watch 6"]
+
+
+async def test_a_server_that_knows_no_stream_is_listed_after_thirty_silent_seconds():
+    """R6."""
+    scene = Scene()
+    scene.kube.pages.append(Page([raw("a", 1)], "5"))
+    scene.kube.feeds.append(Feed(added("a", 1)))
+    async with scene.running():
+        await scene.clock.advance(29)
+        assert scene.sink.seen == []
+        await scene.clock.advance(1)
+        assert scene.sink.seen == ["list a"]
+
+
+async def test_a_list_that_is_older_than_the_cache_is_refused_and_read_without_version():
+    """R8."""
+    scene = Scene()
+    scene.kube.feeds += [
+        Feed(MARKED, added("a", 9), failure(410, reason="Expired")),
+        Feed(bookmark(7, marker=True)),
+        Feed(added("b", 8), bookmark(8, marker=True)),
+    ]
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", "stream 9", "stream -"]
+        assert scene.sink.seen == ["list ", "ADDED a 9", "list b"]
+
+
+async def test_a_list_without_a_version_is_not_taken():
+    """R13: a watch needs a concrete one."""
+    scene = Scene()
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    scene.kube.pages += [Page([raw("a", 1)], ""), Page([raw("a", 1)], "5")]
+    async with scene.running():
+        assert scene.sink.seen == []
+        await scene.clock.advance(0.8)
+        assert scene.sink.seen == ["list a"]
+
+
+async def test_a_watch_that_ends_cleanly_goes_on_at_once_from_the_last_version():
+    """R14, R16: bookmarks move the version too."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, added("a", 6), bookmark(8)).end())
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", "watch 8"]
+
+
+async def test_expired_in_mid_stream_leads_to_a_relist_at_the_last_version():
+    """R19: HTTP 200, then an ERROR line."""
+    scene = Scene()
+    scene.kube.feeds += [Feed(MARKED, added("a", 6), failure(410)), Feed(bookmark(7, marker=True))]
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", "stream 6"]
+        assert scene.watcher.last_error is None
+
+
+@pytest.mark.parametrize("code", [429, 500, 503, 504])
+async def test_a_struggling_server_keeps_its_watch_version(code):
+    """R18."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, failure(code)))
+    async with scene.running():
+        assert scene.watcher.state is State.BACKING_OFF
+        await scene.clock.advance(0.8)
+        assert scene.kube.asked == ["stream -", "watch 5"]
+
+
+@pytest.mark.parametrize("what", [b'{"oops":1}', b"5"])
+async def test_an_error_line_that_is_no_status_leads_to_a_relist(what):
+    """R18."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, line("ERROR", what)))
+    async with scene.running():
+        await scene.clock.advance(0.8)
+        assert scene.kube.asked == ["stream -", "stream 5"]
+
+
+async def test_a_version_the_server_has_not_reached_is_left_out_at_once():
+    """R9: the stream says so by an ERROR line with that cause."""
+    scene = Scene()
+    scene.kube.feeds += [
+        Feed(MARKED, failure(410)),
+        Feed(failure(504, cause="ResourceVersionTooLarge")),
+        Feed(bookmark(4, marker=True)),
+    ]
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", "stream 5", "stream -"]
+        assert scene.sink.resource_version == "4"
+
+
+async def test_a_cut_connection_is_watched_again_without_a_list():
+    """R21."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, added("a", 6)).fail(TransportError("cut")))
+    async with scene.running():
+        assert scene.watcher.last_error == "TransportError: cut"
+        await scene.clock.advance(0.8)
+        assert scene.kube.asked == ["stream -", "watch 6"]
+        scene.kube.open.send(modified("a", 7))
+        await settle()
+        assert scene.watcher.last_error is None
+
+
+async def test_missing_rights_are_shown_and_asked_for_again():
+    """R22."""
+    scene = Scene()
+    scene.kube.feeds += [Forbidden("things is forbidden"), Feed(MARKED)]
+    async with scene.running():
+        assert scene.watcher.last_error == "Forbidden: things is forbidden"
+        await scene.clock.advance(1.0)
+        assert scene.watcher.last_error is None
+
+
+async def test_a_half_open_connection_is_replaced_within_ninety_seconds_of_a_bookmark():
+    """R23, R24: the marker is no sign of periodic bookmarks, an ordinary one is."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, bookmark(6)))
+    async with scene.running():
+        await scene.clock.advance(89)
+        assert scene.kube.asked == ["stream -"]
+        await scene.clock.advance(1)
+        assert scene.kube.asked == ["stream -", "watch 6"]
+        assert scene.kube.opened[0].is_closed
+
+
+async def test_a_kind_without_bookmarks_may_be_silent_to_the_end_of_its_watch():
+    """R23: timeoutSeconds + 10, as Events send none."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED))
+    async with scene.running():
+        await scene.clock.advance(309)
+        assert scene.kube.asked == ["stream -"]
+        await scene.clock.advance(1)
+        assert scene.kube.asked == ["stream -", "watch 5"]
+        assert scene.kube.queries[0]["timeoutSeconds"] == "300"
+
+
+async def test_a_byte_in_time_keeps_the_stream():
+    """R23."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, bookmark(6)))
+    async with scene.running():
+        for version in range(7, 12):
+            await scene.clock.advance(60)
+            scene.kube.open.send(bookmark(version))
+        assert scene.kube.asked == ["stream -"]
+
+
+async def test_a_kind_that_is_not_served_is_emptied_and_asked_for_every_ten_seconds():
+    """R26."""
+    scene = Scene()
+    scene.kube.feeds += [Feed(MARKED).end(), KindNotServed("404"), KindNotServed("404")]
+    async with scene.running():
+        assert scene.watcher.state is State.NOT_SERVED
+        assert not scene.watcher.is_served
+        assert scene.sink.not_served_times == 1
+        scene.sink.resource_version = ""
+        await scene.clock.advance(9)
+        assert len(scene.kube.asked) == 2
+        scene.kube.feeds.append(Feed(added("a", 7), bookmark(8, marker=True)))
+        await scene.clock.advance(1)
+        await scene.clock.advance(10)
+        assert scene.watcher.is_served
+        assert scene.kube.asked == ["stream -", "watch 5", "stream -", "stream -"]
+        assert scene.sink.seen[-1] == "list a"
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad"),
+    [
+        ("wrong_kind", raw("x", 6, kind="Widget")),
+        ("wrong_kind", dump({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "rows": []})),
+        ("incomplete", raw("x", 6, uid="")),
+        ("incomplete", raw("", 6)),
+        ("incomplete", raw("x", "")),
+        ("undecodable", raw("x", 6, labels=5)),
+    ],
+)
+async def test_what_is_no_object_of_the_kind_is_skipped_and_counted(reason, bad):
+    """R28, R33."""
+    before = skipped(reason)
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, line("ADDED", bad), added("a", 7)))
+    async with scene.running():
+        assert scene.sink.seen == ["list ", "ADDED a 7"]
+    assert skipped(reason) == before + 1
+
+
+async def test_a_type_of_event_we_do_not_know_is_skipped():
+    """R28."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, line("NEWS", raw("x", 6)), added("a", 7)))
+    async with scene.running():
+        assert scene.sink.seen == ["list ", "ADDED a 7"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"type":"ADDED"}',
+        b'{"type":"ADDED","object":{"kind":"Thi}',
+        b'{"type":"BOOKMARK","object":{}}',
+    ],
+)
+async def test_a_line_that_is_no_event_restarts_the_watch_with_backoff(bad):
+    """W7: from the last version, and nothing of the line is stored."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED, added("a", 6), bad, added("b", 7)))
+    async with scene.running():
+        assert scene.sink.seen == ["list ", "ADDED a 6"]
+        await scene.clock.advance(0.8)
+        assert scene.kube.asked == ["stream -", "watch 6"]
+
+
+async def test_items_of_built_in_lists_need_no_kind():
+    """W25."""
+    scene = Scene()
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    bare = dump({"metadata": {"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "1"}})
+    scene.kube.pages.append(Page([bare], "5"))
+    async with scene.running():
+        assert scene.sink.seen == ["list a"]
+
+
+async def test_a_field_selector_the_server_does_not_know_ends_the_start():
+    """R30: names kind and selector."""
+    scene = Scene(field_selector="spec.colour=red")
+    scene.kube.feeds.append(InvalidRequest("no", status=400))
+    scene.kube.pages.append(InvalidRequest("field label not supported", status=400))
+    with pytest.raises(InvalidRequest, match=r"things\.ex\.io.*'spec\.colour=red'"):
+        await scene.watcher.run()
+
+
+async def test_selectors_and_namespace_go_into_list_and_watch_alike():
+    """R29, R36."""
+    scene = Scene(label_selector="a=b", field_selector="metadata.name=x", namespace="ns")
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    scene.kube.pages.append(Page([], "5"))
+    async with scene.running():
+        assert scene.kube.asked == ["stream -", "list 0", "watch 5"]
+    for asked, options in zip(scene.kube.queries, scene.kube.options, strict=True):
+        assert asked["labelSelector"] == "a=b"
+        assert asked["fieldSelector"] == "metadata.name=x"
+        assert options["namespace"] == "ns"
+
+
+async def test_metadata_only_objects_come_under_their_own_kind():
+    """R32."""
+    scene = Scene(metadata_only=True)
+    partial = raw("a", 1, kind="PartialObjectMetadata").replace(b"ex.io/v1", b"meta.k8s.io/v1")
+    scene.kube.feeds.append(Feed(line("ADDED", partial), MARKED))
+    async with scene.running():
+        assert scene.sink.seen == ["list a"]
+        assert scene.kube.options[0]["metadata_only"] is True
+
+
+async def test_a_flood_of_lines_gives_the_loop_a_turn_every_four_milliseconds():
+    """R34: by the clock, which a decode here moves."""
+    scene = Scene()
+    turns: list[int] = []
+
+    class Flood(Feed):
+        count = 0
+
+        async def __anext__(self) -> bytes:  # never suspends: all lines are here already
+            self.count += 1
+            if self.count == 1:
+                return MARKED
+            if self.count > 100:
+                return await asyncio.get_running_loop().create_future()
+            scene.clock._boot += 0.001
+            asyncio.get_running_loop().call_soon(turns.append, self.count)
+            return added(f"t{self.count}", 5 + self.count)
+
+    scene.kube.feeds.append(Flood())
+    scene.sink.apply = lambda event, obj: heard.append(len(turns))  # type: ignore[method-assign]
+    heard: list[int] = []
+    async with scene.running():
+        pass
+    longest = max(heard.count(turn) for turn in heard)
+    assert longest <= 6
+
+
+async def test_a_long_page_gives_the_loop_a_turn_every_four_milliseconds():
+    """R34."""
+    scene = Scene()
+    turns: list[str] = []
+    heard: list[int] = []
+
+    def slow(item: bytes) -> Thing:
+        scene.clock._boot += 0.001
+        asyncio.get_running_loop().call_soon(turns.append, "turn")
+        heard.append(len(turns))
+        return THINGS.decode(item)
+
+    kind = dataclasses.replace(THINGS, decode=slow)
+    scene.watcher = Watcher(scene.kube, kind, scene.sink, clock=scene.clock)
+    scene.kube.feeds.append(InvalidRequest("no", status=422))
+    scene.kube.pages.append(Page([raw(f"t{n}", n + 1) for n in range(50)], "99"))
+    async with scene.running():
+        await settle()
+    assert len(heard) == 50
+    assert max(heard.count(turn) for turn in heard) <= 6
+
+
+async def test_a_lone_event_costs_the_loop_no_extra_turn():
+    """R34, P15: however long ago the last one came."""
+    scene = Scene()
+    scene.kube.feeds.append(Feed(MARKED))
+    async with scene.running():
+        await scene.clock.advance(50)
+        scene.kube.open.send(added("a", 6), added("b", 7))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert scene.sink.seen == ["list ", "ADDED a 6", "ADDED b 7"]
+
+
+@pytest.mark.parametrize("moment", ["connect", "read", "list", "pause"])
+async def test_a_stop_ends_at_once_and_delivers_nothing_more(moment):
+    """R35."""
+    scene = Scene()
+    match moment:
+        case "read":
+            scene.kube.feeds.append(Feed(MARKED))
+        case "list":
+            scene.kube.feeds.append(InvalidRequest("no", status=422))
+            scene.kube.list_page = lambda *a, **k: asyncio.sleep(3600)  # type: ignore[method-assign]
+        case "pause":
+            scene.kube.feeds.append(TransportError("refused"))
+    async with scene.running():
+        pass
+    heard = list(scene.sink.seen)
+    scene.kube.open.send(added("late", 99))
+    await settle()
+    assert scene.sink.seen == heard
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (added("a", 1), ("ADDED", raw("a", 1))),
+        (modified("a", 1), ("MODIFIED", raw("a", 1))),
+        (deleted("a", 1), ("DELETED", raw("a", 1))),
+        (b'{"object":{"a":1},"type":"ADDED"}', ("ADDED", b'{"a":1}')),
+        (b'{"type": "ADDED", "object": {"a":1}} ', ("ADDED", b'{"a":1}')),
+    ],
+)
+def test_a_line_is_cut_or_parsed_to_the_same_end(text, expected):
+    """R34: the cut is a shortcut, not another grammar."""
+    assert split_line(text) == expected

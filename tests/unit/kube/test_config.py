@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kaito.errors import InvalidSettings
+from kaito.kube.config import (
+    FileToken,
+    KubeconfigToken,
+    from_kubeconfig,
+    in_cluster,
+    tls_context,
+    tls_files,
+)
+from kaito.sandbox.pki import Authority
+
+
+def kubeconfig(folder: Path, *, user: dict[str, Any] | None = None, **cluster: Any) -> Path:
+    path = folder / "kubeconfig"
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://10.0.0.1:6443/", **cluster}}],
+        "users": [{"name": "u", "user": user or {}}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def plugin(folder: Path, script: str) -> dict[str, Any]:
+    """A kubeconfig user whose credential comes from this Python script."""
+    (folder / "plugin.py").write_text(script)
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": sys.executable,
+            "args": [str(folder / "plugin.py")],
+        }
+    }
+
+
+def credential(**status: str) -> str:
+    body = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": status,
+    }
+    return f"print({json.dumps(json.dumps(body))})"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")],
+)
+def test_in_a_cluster_the_address_is_the_environments(tmp_path: Path, host: str, url: str) -> None:
+    """W23: IPv6 in brackets."""
+    config = in_cluster(folder=tmp_path, host=host, port="443")
+    assert config.host == url
+    assert config.ca_file == tmp_path / "ca.crt"
+    assert config.verify
+
+
+async def test_a_token_files_white_space_is_no_part_of_the_token(tmp_path: Path) -> None:
+    """W19"""
+    (tmp_path / "token").write_text(" abc\n")
+    token = await FileToken(tmp_path / "token").read()
+    assert (token.authorization, token.max_age) == ("Bearer abc", 60.0)
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", b"\xff\xfe"])
+async def test_a_token_file_that_holds_no_token_is_named(
+    tmp_path: Path, content: str | bytes | None
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InvalidSettings, match=str(path)):
+        await FileToken(path).read()
+
+
+async def test_a_kubeconfig_says_where_and_how(tmp_path: Path) -> None:
+    """W23: relative paths are relative to the file."""
+    Authority(tmp_path, now=1_800_000_000.0)
+    path = kubeconfig(
+        tmp_path,
+        user={"token": "abc"},
+        **{
+            "certificate-authority": "ca.crt",
+            "tls-server-name": "kubernetes",
+            "proxy-url": "http://proxy:3128",
+            "insecure-skip-tls-verify": True,
+        },
+    )
+    config = await from_kubeconfig(path)
+    assert config.host == "https://10.0.0.1:6443"
+    assert config.ca_file == tmp_path / "ca.crt"
+    assert (config.server_name, config.proxy, config.verify) == (
+        *("kubernetes", "http://proxy:3128"),
+        False,
+    )
+    assert config.token == KubeconfigToken(path)
+    token = await KubeconfigToken(path).read()
+    assert token.authorization == "Bearer abc"
+    assert token.max_age == token.expires == float("inf")
+
+
+async def test_a_kubeconfigs_token_file_is_read_again_each_minute(tmp_path: Path) -> None:
+    """W19, W23"""
+    (tmp_path / "t").write_text("abc\n")
+    token = await KubeconfigToken(kubeconfig(tmp_path, user={"tokenFile": "t"})).read()
+    assert (token.authorization, token.max_age) == ("Bearer abc", 60.0)
+
+
+async def test_a_kubeconfig_without_token_has_none(tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path)
+    assert (await from_kubeconfig(path)).token is None
+    with pytest.raises(InvalidSettings, match="no token"):
+        await KubeconfigToken(path).read()
+
+
+async def test_a_plugins_token_is_kept_until_it_expires(tmp_path: Path) -> None:
+    """W21"""
+    script = credential(token="abc", expirationTimestamp="2027-01-15T08:00:00Z")
+    token = await KubeconfigToken(kubeconfig(tmp_path, user=plugin(tmp_path, script))).read()
+    assert token.authorization == "Bearer abc"
+    assert token.expires == 1_800_000_000.0
+
+
+async def test_a_plugin_does_not_hold_the_loop(tmp_path: Path) -> None:
+    """W21, P18"""
+    gate = tmp_path / "gate"
+    script = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    source = KubeconfigToken(
+        kubeconfig(tmp_path, user=plugin(tmp_path, script + credential(token="abc")))
+    )
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        reading = group.create_task(source.read())
+        await asyncio.to_thread(lambda: None)  # the loop and its pool go on
+        gate.touch()
+    assert reading.result().authorization == "Bearer abc"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "apiVersion: v1",
+        "{",
+        "current-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]",
+        "current-context: c\ncontexts: 5\nclusters: 7\nusers: 8",
+    ],
+)
+async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(content)
+    with pytest.raises(InvalidSettings, match=str(path)):
+        await from_kubeconfig(path)
+
+
+async def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="nowhere"):
+        await from_kubeconfig(tmp_path / "nowhere")
+
+
+async def test_what_a_failed_plugin_wrote_is_not_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """W27"""
+    script = "import sys; print('hunter2', file=sys.stderr); raise SystemExit(3)"
+    with pytest.raises(InvalidSettings, match=r"process returned 3$") as caught:
+        await from_kubeconfig(kubeconfig(tmp_path, user=plugin(tmp_path, script)))
+    assert "hunter2" not in f"{caught.value} {caplog.text}"
+
+
+def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    """W22"""
+    config = in_cluster(folder=tmp_path, host="a", port="1")
+    with pytest.raises(InvalidSettings, match=r"ca\.crt"):
+        tls_files(config)
+    (tmp_path / "ca.crt").write_text("no certificate")
+    assert tls_files(config)
+    with pytest.raises(InvalidSettings, match=r"ca\.crt"):
+        tls_context(config)
+
+
+def test_the_room_imports_neither_kubernetes_asyncio_nor_yaml() -> None:
+    """Facts §3: 66 MB that only a kubeconfig needs."""
+    script = (
+        "import sys, kaito.kube.client;"
+        "print([m for m in ('kubernetes_asyncio','yaml','pydantic','azure') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
