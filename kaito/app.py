@@ -13,7 +13,6 @@ import structlog
 import uvloop
 
 from kaito import logs
-from kaito.catalog.presets import load_presets
 from kaito.clock import Clock, SystemClock
 from kaito.controller.controller import Controller
 from kaito.controller.events import EventRecorder
@@ -25,13 +24,7 @@ from kaito.informers.freshness import Freshness
 from kaito.informers.informer import Informer, InformerSet
 from kaito.kube.client import KubeClient, connect
 from kaito.kube.config import ClusterConfig, from_kubeconfig, in_cluster
-from kaito.provisioner import registry
-from kaito.provisioner.inventory import Inventory
 from kaito.reconcilers.act import Actor
-from kaito.reconcilers.machine import wiring as machine
-from kaito.reconcilers.machine.state import MachineSettings
-from kaito.reconcilers.workspace import wiring as workspace
-from kaito.reconcilers.workspace.state import Options
 from kaito.settings import Settings
 
 log = structlog.get_logger()
@@ -159,7 +152,14 @@ def _manager(
     return manager
 
 
+# Each side's rooms are imported where it is built: a process that runs one does not pay for both.
+
+
 def _add_workspace_side(parts: _Parts) -> None:
+    from kaito.catalog.presets import load_presets
+    from kaito.reconcilers.workspace import wiring as workspace
+    from kaito.reconcilers.workspace.state import Options
+
     settings = parts.settings
     sources = workspace.sources(parts.informers, namespace=settings.namespace)
     reconciler = workspace.build(
@@ -176,6 +176,11 @@ def _add_workspace_side(parts: _Parts) -> None:
 
 
 def _add_machine_side(parts: _Parts) -> None:
+    from kaito.provisioner import registry
+    from kaito.provisioner.inventory import Inventory
+    from kaito.reconcilers.machine import wiring as machine
+    from kaito.reconcilers.machine.state import MachineSettings
+
     settings = parts.settings
     backend = registry.create(settings.provisioner, clock=parts.clock, arm=settings.azure)
     inventory = Inventory(backend, parts.clock)

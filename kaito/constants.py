@@ -52,5 +52,3 @@ DEFAULT_PRESET_REGISTRY: Final = "mcr.microsoft.com/aks/kaito"
 
 SKU_UNAVAILABLE_MESSAGE: Final = "all requested instance types were unavailable during launch"
 """Compared whole by callers of the provisioner (facts P1.12): never reworded."""
-
-LEADER_LEASE: Final = "kaito-leader"

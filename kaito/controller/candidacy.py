@@ -103,7 +103,7 @@ class Candidacy:
         self._observed_at = 0.0
         self._seen_leader: str | None = None
         self._is_remembered = False  # the next renewal needs no read
-        self._last_renew_time = ""
+        self._last_write = ("", 0.0)  # its renewTime, and when its round started
         self._renewed_at: float | None = None  # None: not leading
         self._lock = threading.Lock()  # over winning and losing: a loss is final
         self._is_lost = False
@@ -199,9 +199,11 @@ class Candidacy:
                 await self._create(client, started)
             return
         self._observe(current)
-        if current.holder == self.identity and self.is_leader:
-            if self._is_last_write(current):
-                self._hold(current, started)  # our write arrived, its answer did not (facts W16)
+        if current.holder == self.identity:
+            # Our write arrived, its answer did not (facts W16). Only one of this very round counts
+            # from its start: an older one began to expire before.
+            if self._last_write == (current.spec.get("renewTime"), started):
+                self._hold(current, started)
             else:
                 await self._write(client, current, started)
         elif self.is_leader:
@@ -229,7 +231,7 @@ class Candidacy:
             transitions=transitions if is_renewal else transitions + 1,
             acquired=current.spec.get("acquireTime") if is_renewal else None,
         )
-        self._last_renew_time = record["renewTime"]
+        self._last_write = (record["renewTime"], started)
         written = await self._put(client, current, record)
         metrics.LEADER_RENEW_SECONDS.observe(self._clock.monotonic() - started)
         self._hold(written, started)
@@ -246,9 +248,6 @@ class Candidacy:
             "renewTime": now,
             "leaseTransitions": transitions,
         }
-
-    def _is_last_write(self, current: Lease) -> bool:
-        return bool(current.spec.get("renewTime") == self._last_renew_time)
 
     def _hold(self, lease: Lease, started: float) -> None:
         """Confirmed: leading since the call began."""

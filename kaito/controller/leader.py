@@ -34,6 +34,7 @@ class Elector:
 
     ``connect``: makes the client the elector alone uses; called in its thread.
     ``identity``: of this replica; a fresh suffix is added, as a restarted process is another.
+    ``watchdog_seconds``: how often the watchdog looks.
     ``exit_process``: called with 1 when writes have not been safe for a second and the main loop
     has not even noticed.
     """
@@ -49,10 +50,12 @@ class Elector:
         lease_seconds: float = 15.0,
         renew_deadline: float = 10.0,
         retry: float = 2.0,
+        watchdog_seconds: float = WATCHDOG_SECONDS,
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self._connect = connect
         self._clock = clock
+        self._watchdog_seconds = watchdog_seconds
         self._exit_process = exit_process
         self._health_limit = lease_seconds + HEALTH_MARGIN
         self._candidacy = Candidacy(
@@ -158,7 +161,7 @@ class Elector:
 
     def _watchdog(self) -> None:
         """Judge by the boot clock when the campaign's own thread, or the main loop, cannot."""
-        while not self._ended.wait(WATCHDOG_SECONDS):
+        while not self._ended.wait(self._watchdog_seconds):
             left = self._candidacy.seconds_left()
             if left is not None and left <= 0:
                 self._candidacy.lose("the lease ran out while this process stood still")

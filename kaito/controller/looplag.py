@@ -14,17 +14,25 @@ from kaito.clock import Clock, Timer
 
 log = structlog.get_logger()
 
-BEAT_SECONDS: Final = 0.1
-HELD_SECONDS: Final = 1.0
+BEAT_SECONDS: Final = 0.25
+LATE_SECONDS: Final = 0.85
+"""With the beat and the second look: a hold is noticed between 0.95 and 1.2 s."""
 DEAD_SECONDS: Final = 5.0
 STANDSTILL_SECONDS: Final = 0.1
 
 
 class LoopWatch:
-    """The loop beats; a thread looks whether it still does. Logs once per hold."""
+    """The loop beats; a thread looks whether it still does. Logs once per hold.
 
-    def __init__(self, *, clock: Clock) -> None:
+    ``beat``: seconds between beats. ``late``: lateness of a beat that is a hold.
+    """
+
+    def __init__(
+        self, *, clock: Clock, beat: float = BEAT_SECONDS, late: float = LATE_SECONDS
+    ) -> None:
         self._clock = clock
+        self._beat_seconds = beat
+        self._late_seconds = late
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._timer: Timer | None = None
@@ -51,8 +59,8 @@ class LoopWatch:
         return f"the event loop is held since {late:.0f} s" if late > DEAD_SECONDS else None
 
     def _next_beat(self) -> None:
-        self._due = self._clock.monotonic() + BEAT_SECONDS
-        self._timer = self._clock.call_later(BEAT_SECONDS, self._beat)
+        self._due = self._clock.monotonic() + self._beat_seconds
+        self._timer = self._clock.call_later(self._beat_seconds, self._beat)
 
     def _beat(self) -> None:
         metrics.LOOP_LAG_SECONDS.observe(max(0.0, self._clock.monotonic() - self._due))
@@ -61,12 +69,12 @@ class LoopWatch:
     def _watch(self) -> None:
         logged = 0.0
         # Sleeps until the present beat would be late, so it wakes about once a second.
-        wait = HELD_SECONDS
+        wait = self._late_seconds
         while not self._ended.wait(wait):
             due = self._due
             late = self._clock.monotonic() - due
-            wait = max(BEAT_SECONDS, HELD_SECONDS - late)
-            if late < HELD_SECONDS or due == logged:
+            wait = max(self._beat_seconds, self._late_seconds - late)
+            if late < self._late_seconds or due == logged:
                 continue
             # After a suspension both are late; the loop then needs but a moment.
             if self._ended.wait(STANDSTILL_SECONDS) or self._due != due:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Sandbox, workspace
+from tests.e2e.driver import Sandbox, workspace
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

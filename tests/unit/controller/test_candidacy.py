@@ -2,94 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 from kaito.clock import parse_rfc3339
 from kaito.controller.candidacy import LEASES, Candidacy
 from kaito.errors import InvalidSettings, ServerUnavailable, TransportError
-from kaito.kube.client import KubeClient
 from tests.fakes.clock import FakeClock, settle
-from tests.unit.controller.fakes import FakeApiServer, FakeClient
-
-LEASE = ("leases", "kaito", "leader")
-
-
-class Candidate:
-    """One replica and what it was told."""
-
-    def __init__(
-        self,
-        server: FakeApiServer,
-        clock: FakeClock,
-        name: str = "a",
-        uniform: Callable[[], float] = lambda: 0.0,
-        watching: bool = True,
-    ) -> None:
-        self.changes: list[str | None] = []
-        self.leaders: list[str] = []
-        self.client = FakeClient(server)
-        if not watching:
-            self.client.watch = _no_watch  # type: ignore[method-assign]
-        self.core = Candidacy(
-            namespace="kaito",
-            name="leader",
-            identity=name,
-            clock=clock,
-            lease_seconds=15,
-            renew_deadline=10,
-            retry=2,
-            on_change=self.changes.append,
-            on_new_leader=self.leaders.append,
-            uniform=uniform,
-        )
-
-    async def run(self) -> None:
-        await self.core.run(cast(KubeClient, self.client))
-
-    @property
-    def can_write(self) -> bool:
-        left = self.core.seconds_left()
-        return left is not None and left > 0
-
-
-@asynccontextmanager
-async def _no_watch(*_: Any, **__: Any) -> AsyncIterator[Any]:
-    raise TransportError("no watch here")
-    yield
-
-
-@asynccontextmanager
-async def running(*candidates: Candidate) -> AsyncIterator[None]:
-    with capture_logs():
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(candidate.run()) for candidate in candidates]
-            await settle()
-            yield
-            for task in tasks:
-                task.cancel()
+from tests.unit.controller.candidates import LEASE, Candidate, held_by, running, spec
+from tests.unit.controller.fakes import FakeApiServer
 
 
 @pytest.fixture
 def server() -> FakeApiServer:
     return FakeApiServer()
-
-
-def spec(server: FakeApiServer) -> dict[str, Any]:
-    return cast(dict[str, Any], server.objects[LEASE]["spec"])
-
-
-def held_by(server: FakeApiServer, holder: str, duration: int = 15, **more: Any) -> None:
-    metadata = {"namespace": "kaito", "name": "leader", **more.pop("metadata", {})}
-    record = {"holderIdentity": holder, "leaseDurationSeconds": duration, "leaseTransitions": 4}
-    server.put(LEASES, {"metadata": metadata, "spec": {**record, **more}})
 
 
 @pytest.mark.parametrize(
@@ -287,6 +216,38 @@ async def test_a_write_whose_answer_was_lost_counts_as_renewed(
         await clock.advance(20)
         assert a.can_write
     assert server.calls[:6] == ["GET", "POST", "PUT", "GET", "PUT", "GET"]
+
+
+async def test_a_write_of_an_earlier_round_is_not_counted_from_now(
+    server: FakeApiServer, clock: FakeClock
+) -> None:
+    """E4, E16: others saw that record change when it was written; it is written anew."""
+    a = Candidate(server, clock)
+    async with running(a):
+        a.client.after = lambda verb: clock.sleep(1000) if verb == "PUT" else None
+        await clock.advance(6.9)  # PUT at 2 is stored, given up at 7
+        a.client.after = None
+        await clock.advance(0.2)
+        assert server.calls == ["GET", "POST", "PUT", "GET", "PUT"]
+        assert parse_rfc3339(spec(server)["renewTime"]) == clock.now() - 0.1
+
+
+async def test_a_create_whose_answer_was_lost_needs_no_wait(
+    server: FakeApiServer, clock: FakeClock
+) -> None:
+    """E11, W16: the holder is this very process."""
+    a = Candidate(server, clock)
+
+    def lose(verb: str) -> None:
+        if verb == "POST":
+            raise TransportError("reset")
+
+    a.client.after = lose
+    async with running(a):
+        assert not a.core.is_leader
+        await clock.advance(2)
+        assert a.core.is_leader
+    assert spec(server)["leaseTransitions"] == 0
 
 
 async def test_leadership_is_lost_ten_seconds_after_the_last_renewal(

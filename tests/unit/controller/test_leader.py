@@ -13,7 +13,6 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from kaito.clock import SystemClock
-from kaito.controller import leader
 from kaito.controller.candidacy import LEASES
 from kaito.controller.leader import Elector
 from kaito.errors import InvalidSettings, LeadershipLost, NotLeader
@@ -189,13 +188,10 @@ async def test_health_fails_when_the_leader_has_long_not_renewed(server: FakeApi
     assert replica.elector.health() == "leading, but the Lease was last renewed 36 s ago"
 
 
-async def test_the_watchdog_judges_when_the_elector_cannot(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_watchdog_judges_when_the_elector_cannot(server: FakeApiServer) -> None:
     """E17: after a suspension no write passes, and the main loop hears of it."""
-    monkeypatch.setattr(leader, "WATCHDOG_SECONDS", 0.01)
     clock = Suspendable()
-    replica = Replica(server, clock)
+    replica = Replica(server, clock, watchdog_seconds=0.01)
     with capture_logs():
         async with replica as elector:
             await elector.acquired()
@@ -208,13 +204,10 @@ async def test_the_watchdog_judges_when_the_elector_cannot(
     assert replica.exits == []
 
 
-async def test_the_process_ends_when_the_main_loop_does_not_react(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_process_ends_when_the_main_loop_does_not_react(server: FakeApiServer) -> None:
     """E17"""
-    monkeypatch.setattr(leader, "WATCHDOG_SECONDS", 0.01)
     clock = Suspendable()
-    replica = Replica(server, clock)
+    replica = Replica(server, clock, watchdog_seconds=0.01)
     with capture_logs():
         async with replica as elector:
             await elector.acquired()
