@@ -19,6 +19,8 @@ def _keep_rich_out_of_structlog() -> None:
     With None in its place the import fails as if rich were not installed; who needs rich for a
     table imports it later and gets it.
     """
+    if "structlog" in sys.modules or "rich" in sys.modules:
+        return  # too late to save anything
     sys.modules["rich"] = None  # type: ignore[assignment]  # what import makes of "not there"
     import structlog  # noqa: F401 - for its side effect
 

@@ -13,7 +13,7 @@ from kaito.api.meta import Key
 from kaito.clock import Clock, time_limit
 from kaito.controller.result import Result
 from kaito.controller.workqueue import WorkQueue
-from kaito.errors import After, Backoff, KaitoError, Never, NotLeader, Retry
+from kaito.errors import After, Backoff, Conflict, KaitoError, Never, NotLeader, Retry
 
 log = structlog.get_logger()
 
@@ -105,8 +105,11 @@ def _requeue(key: Key, result: Result, queue: WorkQueue[Key], metrics: WorkerMet
 
 
 def _log_failure(failure: KaitoError, attempt: int) -> None:
-    if isinstance(failure, NotLeader):  # someone else does the work now: nothing to look at
-        log.debug("reconcile refused", reason=failure.reason)
-        return
-    say = log.error if isinstance(failure.retry, Never) else log.warning
+    match failure:
+        case NotLeader():  # someone else does the work now: nothing to look at
+            say = log.debug
+        case Conflict():  # someone was faster: the next look is the answer
+            say = log.info
+        case _:
+            say = log.error if isinstance(failure.retry, Never) else log.warning
     say("reconcile failed", reason=failure.reason, error=str(failure), attempt=attempt)

@@ -98,9 +98,8 @@ async def _is_listed(kube: KubeClient, kind: Kind[Owned]) -> bool:
 
 def _is_established(crd: Owned | None) -> bool:
     status: Any = {} if crd is None else crd.body.get("status") or {}
-    return any(
-        c["type"] == "Established" and c["status"] == "True" for c in status.get("conditions", ())
-    )
+    conditions = status.get("conditions") or ()  # null for a moment after the creation
+    return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
 def _kind(spec: dict[str, Any], version: str) -> Kind[Owned]:

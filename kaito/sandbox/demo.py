@@ -70,7 +70,7 @@ class Phase:
 def condition(obj: Owned, type_: str) -> str:
     """Status of a condition: ``True``, ``False``, ``Unknown``, or empty when it is not there."""
     status = obj.body.get("status")
-    found = status.get("conditions", ()) if isinstance(status, Mapping) else ()
+    found = (status.get("conditions") if isinstance(status, Mapping) else None) or ()
     return next((str(c["status"]) for c in found if c["type"] == type_), "")
 
 
@@ -187,7 +187,9 @@ def run(*, keep: bool, folder: Path | None, environ: Mapping[str, str]) -> int:
         console.print("interrupted: everything that was started is stopped", style="dim")
         return 130
     except SandboxError as err:
-        console.print(f"demo failed: {err}", style="red", highlight=False, markup=False)
+        console.print(
+            f"demo failed: {err}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
         return 1
     return 0
 

@@ -153,6 +153,24 @@ async def test_apply_with_a_uid_never_revives(kube: KubeClient, namespace: str) 
     assert await kube.get(CONFIGMAPS, namespace, "a") is None
 
 
+async def test_apply_at_an_old_version_is_a_conflict(kube: KubeClient, namespace: str) -> None:
+    """G12: and at the live one it is carried out, or changes nothing and keeps the version."""
+    made = await kube.create(CONFIGMAPS, configmap(namespace))
+    seen = made.metadata.resource_version
+
+    def at(version: str, **data: str) -> dict[str, Any]:
+        body = configmap(namespace, data=data)
+        return {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
+
+    changed = await kube.apply(CONFIGMAPS, at(seen, x="2"), field_manager="m")
+    again = await kube.apply(
+        CONFIGMAPS, at(changed.metadata.resource_version, x="2"), field_manager="m"
+    )
+    assert again.metadata.resource_version == changed.metadata.resource_version
+    with pytest.raises(Conflict):
+        await kube.apply(CONFIGMAPS, at(seen, x="3"), field_manager="m")
+
+
 async def test_apply_with_another_uid_changes_nothing(kube: KubeClient, namespace: str) -> None:
     """A6, G12"""
     made = await kube.create(CONFIGMAPS, configmap(namespace))

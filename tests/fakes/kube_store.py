@@ -70,7 +70,11 @@ class ObjectStore:
         old = self.objects.get(key)
         if uid is not None and (old is None or old["metadata"]["uid"] != uid):
             raise Conflict(f"{key} is not {uid}", status=409, api_reason="Conflict")
+        version = manifest["metadata"].get("resourceVersion")
+        if version and (old is None or old["metadata"]["resourceVersion"] != version):
+            raise Conflict(f"{key} was modified", status=409, api_reason="Conflict")
         wanted = leaves({k: v for k, v in manifest.items() if k != "status"})
+        wanted.pop(("metadata", "resourceVersion"), None)
         self._take(key, manager, wanted, old or {}, force=force)
         new = copy.deepcopy(old) if old else {}
         managers = self._managers.setdefault(key, {})

@@ -22,7 +22,7 @@ from kaito.api.meta import ConditionView, Key, ObjectRef, Undecodable
 from kaito.api.views import Node, Pod
 from kaito.clock import Clock, parse_rfc3339, rfc3339
 from kaito.controller.result import Result
-from kaito.errors import After, CloudError, KaitoError, Never, NotFound
+from kaito.errors import After, CloudError, KaitoError, NotFound
 from kaito.informers.lister import Lister
 from kaito.kube.client import KubeClient
 from kaito.metrics import CLAIM_PHASE_SECONDS, CLAIMS, LAUNCH_FAILURES
@@ -246,15 +246,19 @@ class MachineReconciler:
                 CLAIMS.labels(each).set(totals[each])
 
     def _result(self, plan: Plan, outcome: Outcome) -> Result:
-        """A refusal to terminate is tried again on the cloud's time; other errors are raised."""
+        """A refusal to terminate is tried again on the cloud's own time; others are failures."""
         waits = [] if plan.requeue_after is None else [plan.requeue_after]
-        for failure in outcome.failures:
-            error = failure.error
-            if not isinstance(error, CloudError):
-                raise _sooner(error, min(waits, default=None))
-            log.warning("cloud refused", reason=error.reason, error=str(error))
-            waits.append(self._cloud_wait(error))
-        return Result(min(waits, default=None))
+        failure: KaitoError | None = None
+        for refused in outcome.failures:
+            error = refused.error
+            if isinstance(error, CloudError):
+                log.warning("cloud refused", reason=error.reason, error=str(error))
+                waits.append(self._cloud_wait(error))
+            else:
+                failure = failure or error
+        if failure is not None:  # "again at once" is for a pass that worked: here it would storm
+            waits = [wait for wait in waits if wait > 0]
+        return Result(min(waits, default=None), failure)
 
     def _cloud_wait(self, error: CloudError) -> float:
         wait = error.retry.seconds if isinstance(error.retry, After) else 600.0
@@ -303,15 +307,3 @@ def _changed_fields(state: State) -> dict[str, Any]:
         "allocatable": dict(claim.status.allocatable),
     }
     return {k: v for k, v in status_fields(state).items() if found[k] != v}
-
-
-def _sooner(error: KaitoError, wait: float | None) -> KaitoError:
-    """The plan's own wish to look again survives a failure: the earlier of the two counts (G15)."""
-    if wait is None:
-        return error
-    match error.retry:
-        case Never():
-            error.retry = After(wait)
-        case After(seconds) if wait < seconds:
-            error.retry = After(wait)
-    return error

@@ -33,7 +33,6 @@ from kaito.reconcilers.workspace.naming import workspace_ref
 from kaito.reconcilers.workspace.report import Refusal, changes, events, report
 from kaito.reconcilers.workspace.state import Options, Orphaned, OwnClaim, State
 from kaito.reconcilers.workspace.steps.chains import CLEANUP, ORPHANS, STEPS
-from kaito.reconcilers.workspace.steps.validate import unsupported
 from kaito.reconcilers.workspace.summary import summarize
 
 log = structlog.get_logger()
@@ -123,10 +122,7 @@ class WorkspaceReconciler:
             options=self._options,
             preset=preset,
             now=self._clock.now(),
-            faults=(
-                *faults(workspace, presets=self._presets, skus=skus.of(self._options.provider)),
-                *unsupported(workspace, preset),
-            ),
+            faults=faults(workspace, presets=self._presets, skus=skus.of(self._options.provider)),
             claims=claims,
             nodes={node.metadata.name: node for node in (*marked, *used) if node is not None},
             deployment=_owned(self._listers.deployments.get(*meta.key), meta.uid),
@@ -157,7 +153,7 @@ class WorkspaceReconciler:
         claims = tuple(
             c
             for c in self._claims(ObjectMeta(namespace=namespace, name=name))
-            if not _is_of(c, uid) and not c.metadata.is_deleting
+            if not _is_of(c, uid) and not c.metadata.is_deleting and not self._has_owner(c)
         )
         if not claims:
             return ()
@@ -172,6 +168,11 @@ class WorkspaceReconciler:
             workspace_ref(ObjectMeta(namespace=namespace, name=name)), plan.actions
         )
         return tuple(f.error for f in outcome.failures)
+
+    def _has_owner(self, claim: OwnClaim) -> bool:
+        """Its Workspace lives under another name: someone edited the name labels, not the uid."""
+        uid = claim.metadata.labels.get(constants.LABEL_WORKSPACE_UID, "")
+        return bool(uid and self._listers.workspaces.by_index(BY_WORKSPACE_UID, uid))
 
     async def _report(self, state: State, plan: Plan, outcome: Outcome) -> None:
         before, meta = state.workspace.status, state.workspace.metadata

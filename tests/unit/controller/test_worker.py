@@ -16,7 +16,15 @@ from kaito.controller.backoff import ExponentialBackoff
 from kaito.controller.result import Result
 from kaito.controller.worker import Outcome, WorkerMetrics, process
 from kaito.controller.workqueue import WorkQueue
-from kaito.errors import After, Conflict, InvalidSpec, KaitoError, NotLeader, TooManyRequests
+from kaito.errors import (
+    After,
+    Conflict,
+    Forbidden,
+    InvalidSpec,
+    KaitoError,
+    NotLeader,
+    TooManyRequests,
+)
 from tests.fakes.clock import FakeClock, settle
 
 KEY = ("default", "phi")
@@ -225,12 +233,13 @@ async def test_not_leader_is_not_shouted_about(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "level"), [(Conflict("c"), "warning"), (InvalidSpec("i"), "error")]
+    ("error", "level"),
+    [(Conflict("c"), "info"), (Forbidden("f"), "warning"), (InvalidSpec("i"), "error")],
 )
 async def test_a_failure_is_logged_with_its_reason(
     bench: Bench, error: KaitoError, level: str
 ) -> None:
-    """Style 29: warning when it is retried, error when a person should look."""
+    """Style 29: warning when it is retried, error when a person should look, neither for a 409."""
     with capture_logs() as logs:
         await bench.run(raises(error))
     assert (logs[0]["log_level"], logs[0]["reason"]) == (level, error.reason)

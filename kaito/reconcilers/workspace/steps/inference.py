@@ -66,7 +66,7 @@ def _stuck(live: Owned, status: Mapping[str, Any]) -> str:
     return next(
         (
             f"deployment {live.metadata.name} is not progressing: {c.get('message', '')}"
-            for c in status.get("conditions", ())
+            for c in status.get("conditions") or ()
             if c.get("type") == "Progressing" and c.get("status") == "False"
         ),
         "",

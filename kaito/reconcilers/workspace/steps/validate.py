@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from kaito.api.conditions import Condition, ConditionType
-from kaito.api.reasons import remedy
 from kaito.api.validation import Fault
-from kaito.api.workspace import Workspace
-from kaito.catalog.presets import Preset
 from kaito.reconcilers.chain import Step
 from kaito.reconcilers.workspace.state import State
-
-_REASON: Final = "NotSupportedYet"
 
 
 def validate(state: State) -> Step:
@@ -41,20 +35,3 @@ def validate(state: State) -> Step:
 def sentences(faults: Sequence[Fault]) -> str:
     """Every fault with its field and its remedy, one line each."""
     return "\n".join(f"{f.field}: {f.message} {f.remedy}".strip() for f in faults)
-
-
-def unsupported(workspace: Workspace, preset: Preset | None) -> tuple[Fault, ...]:
-    """What the original does and this release does not: refused, as silence would cost a VM."""
-    inference, resource = workspace.inference, workspace.resource
-    spreads = preset is not None and preset.supports_distributed_inference
-    found = {
-        "tuning": workspace.tuning is not None,
-        "inference.template": inference is not None and inference.template is not None,
-        "inference.adapters": inference is not None and bool(inference.adapters),
-        "resource.count": spreads and resource is not None and resource.count > 1,
-    }
-    return tuple(
-        Fault(field, "is not supported by this release.", remedy(_REASON), _REASON)
-        for field, is_used in found.items()
-        if is_used
-    )

@@ -175,7 +175,7 @@ class Cluster(FakeKube):
         uids = {BY_WORKSPACE_UID: wiring.workspace_uids}
         claims = {**uids, BY_WORKSPACE: wiring.workspace_names, BY_NODE: wiring.node_names}
         return Listers(
-            workspaces=_Lister(self, kinds.WORKSPACES),
+            workspaces=_Lister(self, kinds.WORKSPACES, {BY_WORKSPACE_UID: wiring.own_uid}),
             machines=_Lister(self, kinds.MACHINES, claims),
             nodeclaims=_Lister(self, kinds.NODECLAIMS, claims),
             nodes=_Lister(self, kinds.NODES, uids),

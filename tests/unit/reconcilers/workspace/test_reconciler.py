@@ -271,6 +271,18 @@ async def test_a_claim_made_for_a_workspace_that_is_gone_is_deleted(cluster):
     assert cluster.names(kinds.MACHINES) == []
 
 
+async def test_a_claim_whose_name_labels_were_edited_stays_its_living_workspaces(cluster):
+    """The uid label decides: a slip of the hand on a label ends no paid node."""
+    process = reconciler(cluster)
+    await process.reconcile(KEY)
+    await process.reconcile(KEY)
+    machine = cluster.bodies(kinds.MACHINES)[0]
+    machine["metadata"]["labels"]["kaito.sh/workspace"] = "nobody"
+    cluster.seed(kinds.MACHINES, machine)
+    await process.reconcile(("default", "nobody"))
+    assert cluster.names(kinds.MACHINES) == [claim_name(UID, 0)]
+
+
 async def test_a_claim_of_an_earlier_workspace_of_that_name_is_deleted(cluster, clock):
     await converge(cluster, passes=2)
     cluster.remove(kinds.WORKSPACES, "phi")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from kaito import constants
-from kaito.api.workspace import AdapterSpec, InferenceSpec, PresetSpec, TuningSpec
 from kaito.reconcilers.actions import Apply, Create, Delete, Patch, RemoveFinalizer
 from kaito.reconcilers.chain import decide
 from kaito.reconcilers.workspace.naming import claim_name
@@ -13,10 +12,9 @@ from kaito.reconcilers.workspace.state import Orphaned
 from kaito.reconcilers.workspace.steps.chains import CLEANUP, ORPHANS, STEPS
 from kaito.reconcilers.workspace.steps.inference import inference, observed
 from kaito.reconcilers.workspace.steps.nodes import nodes
-from kaito.reconcilers.workspace.steps.validate import unsupported, validate
+from kaito.reconcilers.workspace.steps.validate import validate
 from tests.unit.reconcilers.workspace.builders import (
     FAULT,
-    PRESETS,
     UID,
     asked,
     claim,
@@ -82,23 +80,6 @@ def test_a_fault_on_a_workspace_that_owns_a_claim_warns_and_holds_nothing():
     assert written(plan) == ["Create Service", "Create Deployment"]
     assert told(plan)["SpecValid"] == ("False", "UnknownPreset")
     assert told(plan)["ResourceReady"][0] == "True"
-
-
-def test_what_this_release_does_not_do_is_refused():
-    preset = PresetSpec(name="phi-3-mini-128k-instruct")
-    tuning = TuningSpec(preset=preset, input={}, output={})
-    cases = {
-        "tuning": workspace().model_copy(update={"inference": None, "tuning": tuning}),
-        "inference.template": workspace().model_copy(
-            update={"inference": InferenceSpec(template={})}
-        ),
-        "inference.adapters": workspace().model_copy(
-            update={"inference": InferenceSpec(preset=preset, adapters=(AdapterSpec(),))}
-        ),
-    }
-    for field, ws in cases.items():
-        assert [f.field for f in unsupported(ws, None)] == [field]
-    assert unsupported(workspace(count=2), PRESETS["phi-3-mini-128k-instruct"]) == ()
 
 
 def test_every_missing_node_is_asked_for_at_once_by_post_and_the_chain_holds():
