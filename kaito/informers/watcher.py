@@ -367,7 +367,9 @@ class Watcher(Generic[T]):
         self._count_restart(reason)
         text = f"{err.reason}: {err}"
         if text != self.last_error:
-            log.warning("watch failed", kind=str(self._kind), reason=err.reason, error=str(err))
+            # A CRD that is not there may be no fault at all; readiness says where it is one.
+            say = log.info if isinstance(err, KindNotServed) else log.warning
+            say("watch failed", kind=str(self._kind), reason=err.reason, error=str(err))
         self.last_error = text
 
     def _count_restart(self, reason: str) -> None:

@@ -20,7 +20,7 @@ import structlog
 from kaito.clock import Clock
 from kaito.errors import After, CloudError
 from kaito.metrics import INSTANCES, INVENTORY_AGE, INVENTORY_FAILURES
-from kaito.provisioner.interface import Instance, InstanceState, NodeBackend
+from kaito.provisioner.interface import ClusterInfo, Instance, InstanceState, NodeBackend
 
 log = structlog.get_logger()
 
@@ -48,6 +48,9 @@ class Snapshot:
 class Inventory:
     """Polls ``backend.list()``. Reads are plain attributes; ``run()`` is the one task.
 
+    ``cluster``: read once, before the first list: it proves the credentials and names the region
+    that remedies speak of (facts P5.8).
+
     ``jitter``: a factor around 1 for each pause.
     """
 
@@ -56,6 +59,7 @@ class Inventory:
     busy_seconds: float = 10.0
     idle_seconds: float = 120.0
     jitter: Callable[[], float] = spread
+    cluster: ClusterInfo | None = field(default=None, init=False)
     latest: Snapshot | None = field(default=None, init=False)
     failure: CloudError | None = field(default=None, init=False)
     _listeners: list[Callable[[str], None]] = field(default_factory=list, init=False)
@@ -100,6 +104,8 @@ class Inventory:
         number, started = self._begun, self.clock.monotonic()
         self._not_before = started + _LEAST_GAP_SECONDS
         try:
+            if self.cluster is None:
+                self.cluster = await self.backend.cluster()
             found = await self.backend.list()
         except CloudError as err:
             return self._failed(err)

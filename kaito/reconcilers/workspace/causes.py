@@ -35,11 +35,16 @@ _DEPENDENTS: Final = ("Launched", "Registered", "Initialized")
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The deepest reason why a claim is no further. ``failed``: it is not just a matter of time."""
+    """The deepest reason why a claim is no further.
+
+    ``failed``: it is not just a matter of time. ``has_remedy``: the message says what to do, with
+    the names and numbers of this very case.
+    """
 
     reason: str
     message: str
     failed: bool
+    has_remedy: bool = False
 
 
 def cause(claim: OwnClaim) -> Cause | None:
@@ -52,7 +57,7 @@ def cause(claim: OwnClaim) -> Cause | None:
     diagnosis = _condition(claim, "LaunchDiagnosis")
     if diagnosis is not None and diagnosis.reason and claim_status(claim, "Launched") != "True":
         failed = diagnosis.reason not in _UNDER_WAY
-        return Cause(diagnosis.reason, diagnosis.message, failed)
+        return Cause(diagnosis.reason, diagnosis.message, failed, has_remedy=True)
     found = [c for t in _DEPENDENTS if (c := _dependent(claim, t)) and c.status != "True"]
     if not found:
         return None
@@ -66,11 +71,11 @@ def claim_status(claim: OwnClaim, dependent: str) -> str:
     return found.status if found is not None else ""
 
 
-def told(what: str, reason: str, message: str) -> str:
-    """Who, why and what to do, as one text. A message that has the remedy already keeps it."""
-    remedy = reasons.remedy(reason)
-    text = f"{what}: {reason}" + (f": {message}" if message else "")
-    return text if not remedy or remedy in text else f"{text.rstrip('. ')}. {remedy}"
+def told(what: str, reason: str, message: str, *, has_remedy: bool = False) -> str:
+    """Who, why and what to do, as one text; the reason itself stands beside it in the condition."""
+    text = f"{what}: {message or reason}"
+    remedy = "" if has_remedy else reasons.remedy(reason)
+    return f"{text.rstrip('. ')}. {remedy}" if remedy else text
 
 
 def _condition(claim: OwnClaim, type_: str) -> ConditionView | None:

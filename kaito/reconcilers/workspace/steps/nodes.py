@@ -89,7 +89,12 @@ def _conditions(
     for slot in unready:
         found = cause(slot.claim) if slot.claim else None
         if found is not None and found.failed:
-            text = told(f"machine {_name(slot)}", found.reason, found.message)
+            text = told(
+                f"machine {_name(slot)}",
+                found.reason,
+                found.message,
+                has_remedy=found.has_remedy,
+            )
             return (
                 _machine("False", "machineFailedCreation", text),
                 _resource("False", found.reason, text),

@@ -126,14 +126,14 @@ def test_a_claims_node_gets_the_marks_it_lacks_and_only_those():
 
 def test_the_clouds_refusal_reaches_both_conditions_with_its_remedy():
     failing = (
-        condition("LaunchDiagnosis", "True", "QuotaExceeded", "limit 0, needed 6"),
+        condition("LaunchDiagnosis", "True", "QuotaExceeded", "limit 0. Raise it to 6. Attempt 1"),
         condition("MachineLaunched", "False", "LaunchFailed", "all requested …"),
     )
     step = nodes(state(claims=(claim(conditions=failing),)))
     machine, resource = step.conditions
     assert (machine.status, machine.reason) == ("False", "machineFailedCreation")
     assert (resource.status, resource.reason) == ("False", "QuotaExceeded")
-    assert "limit 0, needed 6. Raise the quota" in resource.message
+    assert resource.message.endswith(": limit 0. Raise it to 6. Attempt 1")
     assert step.actions == ()
 
 
