@@ -8,6 +8,7 @@ Errors name the flag and the variable: InvalidSettings ends the process with 2.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,12 +131,12 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
         controllers=controllers,
         kubeconfig=kubeconfig,
         in_cluster=in_cluster,
-        namespace=source.get("namespace", str, ""),
+        namespace=source.get("namespace", lambda text: text and _dns_label(text), ""),
         metrics_bind_address=source.get("metrics-bind-address", _address, ":8080"),
         health_probe_bind_address=source.get("health-probe-bind-address", _address, ":8081"),
         leader_elect=source.get("leader-elect", _boolean, "true"),
         leader_election_namespace=source.get(
-            "leader-election-namespace", str, _own_namespace(environ, in_cluster)
+            "leader-election-namespace", _dns_label, _own_namespace(environ, in_cluster)
         ),
         workers=source.get("workers", _positive_int, "8"),
         node_api=node_api,
@@ -162,7 +163,7 @@ class _Source:
     def get(self, flag: str, parse: Callable[[str], T], default: str) -> T:
         variable = "KAITO_" + flag.upper().replace("-", "_")
         given = self._flags.get(flag)
-        text = self.environ.get(variable, default) if given is None else given
+        text = (self.environ.get(variable) or default) if given is None else given
         try:
             return parse(text)
         except ValueError as err:
@@ -198,6 +199,12 @@ def _positive_int(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ValueError("use a whole number from 1 up")
     return int(text)
+
+
+def _dns_label(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError("use the name of a namespace")
+    return text
 
 
 def _optional_seconds(text: str) -> float | None:

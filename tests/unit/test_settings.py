@@ -29,6 +29,13 @@ def test_a_flag_beats_its_variable_and_the_variable_beats_the_default():
     assert resolve({}, environ).launch_retry_max == 2.5
 
 
+def test_an_empty_variable_is_one_that_is_not_set():
+    """A chart that passes ``value: ""`` means the default."""
+    environ = {**ARM, "KAITO_LEADER_ELECTION_NAMESPACE": "", "KAITO_WORKERS": ""}
+    settings = resolve({}, environ)
+    assert (settings.leader_election_namespace, settings.workers) == ("default", 8)
+
+
 def test_a_trailing_slash_of_the_arm_address_is_dropped():
     """R24."""
     azure = resolve({}, ARM).azure
@@ -50,6 +57,8 @@ def test_a_trailing_slash_of_the_arm_address_is_dropped():
         ({"launch-retry-max": "soon"}, "--launch-retry-max"),
         ({"log-level": "loud"}, "--log-level"),
         ({"leader-elect": "maybe"}, "--leader-elect"),
+        ({"leader-election-namespace": ""}, "--leader-election-namespace"),
+        ({"namespace": "Not_A_Namespace"}, "--namespace"),
         ({"kubeconfig": "/no/such/file"}, "--kubeconfig"),
         ({"feature-gates": "Karpentr=true"}, "--feature-gates"),
         ({"feature-gates": "Karpenter=true"}, "--feature-gates"),

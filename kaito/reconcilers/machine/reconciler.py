@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -112,9 +112,13 @@ class MachineReconciler:
             raise
         self._look_after(state, plan, outcome)
         plan, outcome = await self._tell_refusal(state, plan, outcome)
+        errors = [f.error for f in outcome.failures]
         if not _let_go(state, plan, outcome):
-            await self._report(state, plan, outcome)
-        return self._result(plan, outcome)
+            try:
+                await self._report(state, plan, outcome)
+            except KaitoError as err:
+                errors.append(err)
+        return self._result(plan, errors)
 
     async def _observe(self, claim: Claim) -> State:
         name, now = claim.metadata.name, self._clock.now()
@@ -245,12 +249,11 @@ class MachineReconciler:
             if each is not None:
                 CLAIMS.labels(each).set(totals[each])
 
-    def _result(self, plan: Plan, outcome: Outcome) -> Result:
+    def _result(self, plan: Plan, errors: Sequence[KaitoError]) -> Result:
         """A refusal to terminate is tried again on the cloud's own time; others are failures."""
         waits = [] if plan.requeue_after is None else [plan.requeue_after]
         failure: KaitoError | None = None
-        for refused in outcome.failures:
-            error = refused.error
+        for error in errors:
             if isinstance(error, CloudError):
                 log.warning("cloud refused", reason=error.reason, error=str(error))
                 waits.append(self._cloud_wait(error))

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from kaito.errors import KaitoError, TransportError
+from kaito.errors import InvalidRequest, KaitoError, TransportError
 from kaito.metrics import CLAIMS, LAUNCH_FAILURES
 from kaito.provisioner.interface import Fault
 from kaito.reconcilers.kinds import MACHINES, PODS
@@ -339,6 +339,17 @@ async def test_a_failed_write_is_the_results_failure_and_made_up_for():
     result = await stage.tick()
     assert isinstance(result.failure, TransportError)
     await stage.until(stage.is_ready)
+    assert stage.backend.created == 1
+
+
+async def test_a_status_write_that_is_refused_for_good_stops_nothing():
+    """G15: the wish for the next pass survives it; once the claim then never got its VM."""
+    stage = Stage()
+    stage.ask()
+    stage.kube.fail("merge_patch", MACHINES, InvalidRequest("422", status=422), times=2)
+    stage.kube.calls.clear()
+    for _ in range(3):
+        await stage.tick()
     assert stage.backend.created == 1
 
 
