@@ -32,8 +32,8 @@ test-long: $(STAMP) ## the tests that take minutes
 	$(PYTEST) -m long
 
 check: $(STAMP) ## format, lint, types, import contracts, generated files, docs
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_repo.py

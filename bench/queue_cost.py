@@ -7,10 +7,9 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from kaito.controller.workqueue import WorkQueue
-
 from bench.measure import Measure
 from kaito.clock import SystemClock
+from kaito.controller.workqueue import WorkQueue
 
 KEYS = 50_000
 RUNS = 5

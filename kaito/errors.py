@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Try again on the queue's exponential schedule."""
+    """Try again on the queue's exponential schedule, ``at_least`` seconds from now."""
+
+    at_least: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,10 @@ class KaitoError(Exception):
     retry: Retry = Backoff()
 
 
+RETRY_AFTER_LIMIT: Final = 300.0
+"""Seconds a server's Retry-After counts for at most."""
+
+
 class InvalidSettings(KaitoError):
     """A flag or environment variable is wrong; the message names it. Ends the process with 2."""
 
@@ -56,37 +63,33 @@ class Cause:
 class ApiError(KaitoError):
     """An answer of the API server that is not a success.
 
-    ``status``: HTTP status, 0 without an answer. ``api_reason``: the Status ``reason``, or empty.
+    ``status``: HTTP status, 0 without an answer. ``retry_after``: seconds the server asks for; 0
+    is no advice. ``may_be_done``: a write may have been carried out nevertheless.
     """
 
     reason = "ApiError"
+    may_be_done: bool = False
 
     def __init__(
         self,
         message: str,
         *,
         status: int = 0,
-        api_reason: str = "",
         causes: Sequence[Cause] = (),
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.api_reason = api_reason
         self.causes = tuple(causes)
-        self.retry_after = retry_after
-        if retry_after is not None:
-            self.retry = After(retry_after)
+        if retry_after:
+            self.retry = After(min(retry_after, RETRY_AFTER_LIMIT))
 
 
 class TransportError(ApiError):
-    """No answer, or not all of it: refused, reset, cut, timed out.
-
-    ``sent``: bytes of the request may have gone out, so it may have taken effect.
-    """
+    """No answer, or not all of it: refused, reset, cut, timed out."""
 
     reason = "TransportError"
-    sent: bool = True
+    may_be_done = True
 
 
 class LineTooLong(TransportError):
@@ -119,7 +122,7 @@ class Forbidden(ApiError):
     """403: the right is missing now; it may be granted later, so it is tried again from 1 s up."""
 
     reason = "Forbidden"
-    retry = After(1.0)
+    retry = Backoff(at_least=1.0)
 
 
 class NamespaceTerminating(ApiError):
@@ -153,6 +156,7 @@ class AlreadyExists(ApiError):
     """409 on create: the name is in use. An answer, not a failure; a live read tells by whom."""
 
     reason = "AlreadyExists"
+    may_be_done = True
 
 
 class Conflict(ApiError):
@@ -189,6 +193,7 @@ class ServerUnavailable(ApiError):
     """5xx: the server's trouble, tried again."""
 
     reason = "ServerUnavailable"
+    may_be_done = True
 
 
 class NotLeader(KaitoError):
@@ -223,13 +228,6 @@ class NameTaken(KaitoError):
 
     reason = "NameTaken"
     retry = After(60.0)
-
-
-class InvalidSpec(KaitoError):
-    """The object asks for something that cannot be; only an edit helps."""
-
-    reason = "InvalidSpec"
-    retry = Never()
 
 
 class CloudError(KaitoError):

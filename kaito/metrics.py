@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -119,7 +119,7 @@ LEADER_SLOWPATH = Counter(
     "leader_election_slowpath_total", "Renewals that had to read the Lease first.", ["name"]
 )
 LEADER_RENEW_SECONDS = Histogram(
-    "leader_election_renew_seconds", "Length of one renewal call.", buckets=_CLIENT
+    "leader_election_renew_seconds", "Length of one renewal, failed ones too.", buckets=_CLIENT
 )
 
 # API client -------------------------------------------------------------------------------------
@@ -205,5 +205,3 @@ WORKSPACE_PHASE_SECONDS = Histogram(
     ["condition"],
     buckets=_PHASE,
 )
-
-__all__ = ["REGISTRY"]

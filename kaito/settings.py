@@ -11,6 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -92,8 +93,20 @@ class Settings:
 
 
 def from_environment(flags: Mapping[str, str | None]) -> Settings:
-    """Settings of this process. ``flags``: flag name to its text, None where not given."""
-    return resolve(flags, os.environ)
+    """Settings of this process. ``flags``: flag name to its text, None where not given.
+
+    Raises:
+        InvalidSettings: as ``resolve`` does, or there is no cluster to be found.
+    """
+    settings = resolve(flags, os.environ)
+    if settings.in_cluster is None and settings.kubeconfig is None:
+        named = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+        if not any(Path(path).is_file() for path in named.split(os.pathsep) if path):
+            raise InvalidSettings(
+                f"--kubeconfig (KAITO_KUBECONFIG): no cluster to be found: this is no pod, and "
+                f"{named} is no file. Name a kubeconfig by the flag or by KUBECONFIG"
+            )
+    return settings
 
 
 def environment() -> Mapping[str, str]:
@@ -127,6 +140,11 @@ def resolve(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Sett
         "cloud-provider", _one_of(CLOUD_PROVIDERS), environ.get("CLOUD_PROVIDER", "azure")
     )
     orders_nodes = "machine" in controllers and provisioner == "agentpool"
+    if orders_nodes and cloud == "aws":
+        raise InvalidSettings(
+            "--provisioner (KAITO_PROVISIONER): agentpool orders AKS nodes; with --cloud-provider "
+            "aws use byo, or run the node side of another provisioner with --controllers workspace"
+        )
     return Settings(
         controllers=controllers,
         kubeconfig=kubeconfig,
@@ -210,10 +228,10 @@ def _dns_label(text: str) -> str:
 def _optional_seconds(text: str) -> float | None:
     if not text:
         return None
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError("use a number of seconds over 0, or leave it out for no cap")
-    return seconds
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise ValueError("use a number of seconds over 0, or leave it out for no cap")
 
 
 def _path(text: str) -> Path | None:
@@ -223,6 +241,14 @@ def _path(text: str) -> Path | None:
     if not path.is_file():
         raise ValueError("there is no such file")
     return path
+
+
+def _token_folder(text: str) -> Path | None:
+    if not text:
+        return None
+    if not (Path(text) / "token").is_file():
+        raise ValueError("there is no file called token in it")
+    return Path(text)
 
 
 def _address(text: str) -> str:
@@ -251,7 +277,7 @@ def _gates(text: str) -> Mapping[str, bool]:
 
 def _in_cluster(source: _Source) -> InClusterSettings | None:
     """A pod's way in: it has the folder, host and port. Else the default kubeconfig is used."""
-    folder = Path(source.get("service-account-dir", str, SERVICE_ACCOUNT_DIR))
+    folder = source.get("service-account-dir", _token_folder, "") or Path(SERVICE_ACCOUNT_DIR)
     host = source.environ.get("KUBERNETES_SERVICE_HOST", "")
     port = source.environ.get("KUBERNETES_SERVICE_PORT", "")
     if not (host and port and (folder / "token").is_file()):

@@ -67,7 +67,7 @@ LEASES: Final[Kind[Lease]] = Kind(
 
 
 class Candidacy:
-    """Campaigns for one Lease until stopped. Not thread-safe but for ``fence`` and its like.
+    """Campaigns for one Lease until stopped. Belongs to one loop, but for what is marked below.
 
     ``on_change``: told of each won or lost leadership, with the cause of a loss.
     ``on_new_leader``: told of each identity seen in the Lease, the first included.
@@ -105,12 +105,13 @@ class Candidacy:
         self._is_remembered = False  # the next renewal needs no read
         self._last_write = ("", 0.0)  # its renewTime, and when its round started
         self._renewed_at: float | None = None  # None: not leading
+        self._slow_path = metrics.LEADER_SLOWPATH.labels(name)
         self._lock = threading.Lock()  # over winning and losing: a loss is final
         self._is_lost = False
         self._stopping = False
         self._wake = asyncio.Event()
 
-    # From any thread: one read of one attribute -----------------------------------------------
+    # From any thread: single reads of what the loop writes, and under the lock a loss ----------
 
     @property
     def is_leader(self) -> bool:
@@ -160,6 +161,7 @@ class Candidacy:
 
     async def _round(self, client: KubeClient, started: float) -> None:
         """One try to take or renew. Only ``_hold`` confirms; every failure is told apart here."""
+        is_renewal = self.is_leader
         try:
             async with time_limit(self._clock, self._time_for_call(started)):
                 await self._take_or_renew(client, started)
@@ -169,6 +171,9 @@ class Candidacy:
         except KaitoError as err:
             self._is_remembered = False
             log.warning("lease call failed", lease=self._name, error=str(err))
+        finally:
+            if is_renewal:
+                metrics.LEADER_RENEW_SECONDS.observe(self._clock.monotonic() - started)
 
     def _is_overdue(self) -> bool:
         """The deadline of renewal, judged before each call too: the machine may have slept."""
@@ -189,7 +194,7 @@ class Candidacy:
             with suppress(ApiError):
                 await self._write(client, self._lease, started)
                 return
-            metrics.LEADER_SLOWPATH.labels(self._name).inc()
+            self._slow_path.inc()
         self._is_remembered = False
         current = await client.get(LEASES, self._namespace, self._name)
         if current is None:
@@ -232,9 +237,7 @@ class Candidacy:
             acquired=current.spec.get("acquireTime") if is_renewal else None,
         )
         self._last_write = (record["renewTime"], started)
-        written = await self._put(client, current, record)
-        metrics.LEADER_RENEW_SECONDS.observe(self._clock.monotonic() - started)
-        self._hold(written, started)
+        self._hold(await self._put(client, current, record), started)
 
     async def _put(self, client: KubeClient, current: Lease, record: Mapping[str, Any]) -> Lease:
         return await client.replace(LEASES, {**current.body, "spec": {**current.spec, **record}})
@@ -295,7 +298,7 @@ class Candidacy:
         """Wake up when the Lease shows that it is free. A hint only: without it all still works."""
         query = {"fieldSelector": f"metadata.name={self._name}", "timeoutSeconds": "300"}
         while not self.is_leader:
-            with suppress(KaitoError):
+            try:
                 async with client.watch(
                     LEASES, namespace=self._namespace, query=query, idle_seconds=310
                 ) as lines:
@@ -304,6 +307,10 @@ class Candidacy:
                             return
                         if _shows_free(line):
                             self._wake.set()
+            except KaitoError as err:
+                log.debug("lease watch failed", lease=self._name, error=str(err))
+            except Exception:  # a hint must not cost the election
+                log.exception("lease watch crashed", lease=self._name)
             await self._clock.sleep(self._lease_seconds)
 
     async def _release(self, client: KubeClient) -> None:
@@ -345,7 +352,8 @@ def _shows_free(line: bytes) -> bool:
     """A watch line of a Lease that is deleted or that nobody holds."""
     try:
         event = msgspec.json.decode(line)
-        spec = event["object"].get("spec") or {}
-        return event["type"] == "DELETED" or not spec.get("holderIdentity")
+        if event["type"] not in ("ADDED", "MODIFIED"):  # BOOKMARK and ERROR are of no Lease
+            return bool(event["type"] == "DELETED")
+        return not (event["object"].get("spec") or {}).get("holderIdentity")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return False

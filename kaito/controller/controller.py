@@ -18,7 +18,7 @@ from kaito.controller.backoff import ExponentialBackoff
 from kaito.controller.worker import Reconcile, WorkerMetrics, process
 from kaito.controller.workqueue import LOW_PRIORITY, QueueMetrics, Shutdown, WorkQueue
 from kaito.informers.freshness import CURRENT, Freshness
-from kaito.informers.handlers import Change
+from kaito.informers.handlers import Change, Handler
 from kaito.informers.informer import Informer
 
 log = structlog.get_logger()
@@ -30,6 +30,9 @@ class Controller:
 
     Each call is a task of its own: what it leaves in contextvars, frames or tracebacks goes with
     it, and no call can take a worker down.
+
+    Before ``run`` it hears nothing: a standby keeps no keys, as at the start the caches tell of
+    every object that is there then.
     """
 
     def __init__(
@@ -51,12 +54,16 @@ class Controller:
         self._queue: WorkQueue[Key] = WorkQueue(
             clock=clock, limiter=ExponentialBackoff(clock=clock), metrics=QueueMetrics(name)
         )
-        self._sources: list[Informer[Any]] = []
+        self._sources: list[tuple[Informer[Any], Handler[Any]]] = []
+        self._has_started = False
+        self._early: dict[Key, None] = {}  # enqueued before the start, in order
         self._arrived: dict[Key, float] = {}
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._metrics = WorkerMetrics(name)
         self._active = metrics.ACTIVE_WORKERS.labels(name)
         self._latency = metrics.EVENT_TO_RECONCILE_SECONDS.labels(name)
+        for series in (metrics.STALE_CACHE_WAITS, metrics.STALE_CACHE_TIMEOUTS):
+            series.labels(name)  # at 0 from the start
         metrics.MAX_CONCURRENT_RECONCILES.labels(name).set(workers)
 
     @property
@@ -89,30 +96,37 @@ class Controller:
             )
             priority = LOW_PRIORITY if change.initial or resync else 0
             for key in to_keys(change) or ():
-                if (
-                    new is not None
-                    and freshness is not None
-                    and freshness.is_echo((self.name, key), informer.kind, new)
-                ):
+                owner = (self.name, key)
+                if freshness is not None and freshness.is_echo(owner, informer.kind, change):
                     continue
                 self._arrived.setdefault(key, self._clock.monotonic())
                 self._queue.add(key, priority)
 
-        self._sources.append(informer)
         if freshness is not None:
             freshness.track(informer)
-        informer.add_handler(handle)
+        self._sources.append((informer, handle))
+        if self._has_started:
+            informer.add_handler(handle)
 
     def enqueue(self, key: Key, *, after: float = 0.0) -> None:
-        """Look at a key, for sources that are no informers."""
+        """Look at a key, for sources that are no informers; before the start, at the start."""
+        if not self._has_started:
+            self._early[key] = None
+            return
         if after <= 0:
             self._arrived.setdefault(key, self._clock.monotonic())
         self._queue.add_after(key, after)
 
     async def run(self) -> None:
         """Wait for the caches, then work until ``stop()`` or cancellation."""
-        for informer in self._sources:
+        for informer, _ in self._sources:
             await informer.wait_synced()
+        self._has_started = True
+        for informer, handle in self._sources:
+            informer.add_handler(handle)
+        for key in self._early:
+            self.enqueue(key)
+        self._early.clear()
         log.info("started controller", controller=self.name, workers=self._workers)
         try:
             async with asyncio.TaskGroup() as tasks:

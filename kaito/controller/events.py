@@ -47,6 +47,10 @@ COMBINE_SECONDS: Final = 600.0
 TABLE_LIMIT: Final = 4096
 COMBINED: Final = "(combined from similar events): "
 
+_SENT: Final = {
+    outcome: metrics.EVENTS_SENT.labels(outcome)
+    for outcome in ("created", "patched", "dropped_full", "dropped_spam", "failed")
+}
 _NOTE_BYTES: Final = 1024
 _WORD_BYTES: Final = 128
 _NAME_BYTES: Final = 253
@@ -74,6 +78,7 @@ class _Series:
         self.written = 0  # the count that the server knows
         self.written_at = now
         self.is_queued = False
+        self.tries = 0  # that failed, since it was last written
 
     @property
     def body(self) -> dict[str, Any]:
@@ -114,6 +119,7 @@ class EventRecorder:
         self._similar: OrderedDict[tuple[object, ...], _Similar] = OrderedDict()
         self._buckets: OrderedDict[ObjectRef, TokenBucket] = OrderedDict()
         self._queue: deque[_Series] = deque()
+        self._delayed: dict[_Series, Timer] = {}
         self._has_work = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -126,7 +132,7 @@ class EventRecorder:
         """Tell. Never waits and never raises; what cannot be sent is counted and logged."""
         if not (reason and action and note):
             log.error("event without reason, action or note", object=str(regarding), reason=reason)
-            metrics.EVENTS_SENT.labels("failed").inc()
+            _SENT["failed"].inc()
             return
         note = self._combine(regarding, reason, _cut(note, _NOTE_BYTES))
         key = (type, action, reason, regarding, note)
@@ -140,7 +146,7 @@ class EventRecorder:
                 self._enqueue(series)
             return
         if not self._bucket(regarding).take():
-            metrics.EVENTS_SENT.labels("dropped_spam").inc()
+            _SENT["dropped_spam"].inc()
             return
         series = _Series(self._manifest(regarding, type, reason, action, note), now)
         if self._enqueue(series):
@@ -161,11 +167,14 @@ class EventRecorder:
                 self._has_work.clear()
                 self._is_idle.set()
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, *self._delayed.values()):
+                if timer is not None:
+                    timer.cancel()
 
     async def flush(self, timeout: float) -> None:
-        """Wait until all is sent, counts included, at most ``timeout`` seconds."""
+        """Try once to send all that is left, counts included, for at most ``timeout`` seconds."""
+        for series in tuple(self._delayed):
+            self._try_again(series)
         for series in self._series.values():
             if series.count > 1 and series.written < series.count:
                 self._enqueue(series)
@@ -175,18 +184,23 @@ class EventRecorder:
                     self._is_idle.clear()
                     await self._is_idle.wait()
         except TimeoutError:
-            log.warning("events not sent", count=len(self._queue))
+            log.debug("flush timed out", seconds=timeout)
+        if unsent := len(self._queue) + len(self._delayed):
+            log.warning("events not sent", count=unsent)
 
     def _enqueue(self, series: _Series) -> bool:
         if series.is_queued:
             return True
-        if len(self._queue) >= QUEUE_LIMIT:
-            metrics.EVENTS_SENT.labels("dropped_full").inc()
+        if len(self._queue) + len(self._delayed) >= QUEUE_LIMIT:
+            _SENT["dropped_full"].inc()
             return False
+        self._append(series)
+        return True
+
+    def _append(self, series: _Series) -> None:
         series.is_queued = True
         self._queue.append(series)
         self._has_work.set()
-        return True
 
     def _combine(self, regarding: ObjectRef, reason: str, note: str) -> str:
         """The note itself, or the one that stands for too many different ones."""
@@ -256,19 +270,35 @@ class EventRecorder:
             self._timer = self._clock.call_later(SWEEP_SECONDS, self._sweep)
 
     async def _send(self, series: _Series) -> None:
-        """Bring the server up to the count; try again while that may help."""
-        for _ in range(TRIES):
-            try:
-                await self._write(series)
-            except (TransportError, TooManyRequests, ServerUnavailable) as err:
+        """Bring the server up to the count; try again later while that may help."""
+        try:
+            await self._write(series)
+        except (TransportError, TooManyRequests, ServerUnavailable) as err:
+            series.tries += 1
+            if series.tries < TRIES:
                 log.debug("event delayed", error=str(err))
-                await self._clock.sleep(RETRY_SECONDS * (1 + 0.25 * self._uniform()))
-            except KaitoError as err:
-                log.warning("event refused", reason=err.reason, error=str(err))
-                break
-            else:
+                self._delay(series)
                 return
-        metrics.EVENTS_SENT.labels("failed").inc()
+            log.warning("event not sent", tries=series.tries, error=str(err))
+        except KaitoError as err:
+            log.warning("event refused", reason=err.reason, error=str(err))
+        else:
+            series.tries = 0
+            return
+        series.tries = 0
+        _SENT["failed"].inc()
+
+    def _delay(self, series: _Series) -> None:
+        """Its next try. Those behind it do not wait: what fails may be its namespace's trouble."""
+        if series.is_queued:  # said again meanwhile: its next try is under way
+            return
+        series.is_queued = True
+        wait = RETRY_SECONDS * (1 + 0.25 * self._uniform())
+        self._delayed[series] = self._clock.call_later(wait, lambda: self._try_again(series))
+
+    def _try_again(self, series: _Series) -> None:
+        self._delayed.pop(series).cancel()
+        self._append(series)
 
     async def _write(self, series: _Series) -> None:
         if series.written == 0:
@@ -281,7 +311,7 @@ class EventRecorder:
                 await self._client.merge_patch(
                     EVENTS, metadata["namespace"], metadata["name"], body
                 )
-                metrics.EVENTS_SENT.labels("patched").inc()
+                _SENT["patched"].inc()
             except NotFound:  # events live for an hour
                 await self._create({**series.manifest, **body})
             series.written = count
@@ -292,7 +322,7 @@ class EventRecorder:
             await self._client.create(EVENTS, manifest)
         except AlreadyExists:  # an earlier try arrived, its answer did not
             return
-        metrics.EVENTS_SENT.labels("created").inc()
+        _SENT["created"].inc()
 
 
 def _remember(table: OrderedDict[Any, Any], key: object, value: object) -> None:
@@ -304,6 +334,5 @@ def _remember(table: OrderedDict[Any, Any], key: object, value: object) -> None:
 
 
 def _cut(text: str, limit: int) -> str:
-    """At most so many bytes of UTF-8, never half a character."""
-    raw = text.encode()
-    return text if len(raw) <= limit else raw[:limit].decode(errors="ignore")
+    """At most so many bytes of UTF-8, never half a character; ``?`` for what is none."""
+    return text.encode(errors="replace")[:limit].decode(errors="ignore")

@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from kaito import metrics
-from kaito.clock import Clock
+from kaito.clock import Clock, time_limit
 from kaito.controller.candidacy import FENCE_MARGIN, Candidacy
 from kaito.errors import KaitoError, LeadershipLost, NotLeader
 from kaito.kube.client import KubeClient
@@ -27,6 +27,7 @@ log = structlog.get_logger()
 HEALTH_MARGIN: Final = 20.0
 WATCHDOG_SECONDS: Final = 0.5
 REACTION_SECONDS: Final = 1.0
+RELEASE_MARGIN: Final = 5.0
 
 
 class Elector:
@@ -58,6 +59,7 @@ class Elector:
         self._watchdog_seconds = watchdog_seconds
         self._exit_process = exit_process
         self._health_limit = lease_seconds + HEALTH_MARGIN
+        self._release_limit = renew_deadline + RELEASE_MARGIN
         self._candidacy = Candidacy(
             namespace=namespace,
             name=name,
@@ -73,6 +75,8 @@ class Elector:
         self._status.set(0)
         self._threads: list[threading.Thread] = []
         self._ended = threading.Event()
+        self._is_released = False
+        self._connecting: asyncio.Task[None] | None = None
         self._react_by: float | None = None  # the main loop must have noticed the loss by then
         self._ending: KaitoError = LeadershipLost("the election ended")
 
@@ -127,15 +131,26 @@ class Elector:
         return self._ending
 
     async def release(self) -> None:
-        """Stop, giving the Lease up if it is held. Call when all that was guarded has ended."""
+        """Stop, giving the Lease up if it is held. Call when all that was guarded has ended.
+
+        Takes at most 5 s longer than the renew deadline; what hangs by then is left to the
+        process's end.
+        """
         if not self._threads:
             return
+        self._is_released = True
         with suppress(RuntimeError):  # its loop is closed: the election ended by itself
-            self._loop.call_soon_threadsafe(self._candidacy.stop)
-        await self._campaign_ended.wait()
+            self._loop.call_soon_threadsafe(self._stop)
+        patience: float | None = None  # at its last step: does not hold the loop
+        try:
+            async with time_limit(self._clock, self._release_limit):
+                await self._campaign_ended.wait()
+        except TimeoutError:
+            log.error("election does not end: left behind", identity=self.identity)
+            patience = 0.0
         self._ended.set()
         while self._threads:
-            self._threads.pop().join()  # at its last step: does not hold the loop
+            self._threads.pop().join(patience)
 
     # In the elector's threads -------------------------------------------------------------------
 
@@ -143,17 +158,31 @@ class Elector:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._run())
+        except asyncio.CancelledError:  # by _stop while connecting, when there is nothing to lose
+            log.debug("election cancelled", identity=self.identity)
+            self._candidacy.lose("the election was cancelled")
         except BaseException as err:
             log.exception("election failed", identity=self.identity)
-            self._ending = LeadershipLost(f"the election failed: {err!r}")
-            self._candidacy.lose("the election failed")
+            cause = f"the election failed: {err!r}"
+            # What the connection is refused for says how to end; nothing was led then.
+            self._ending = err if isinstance(err, KaitoError) else LeadershipLost(cause)
+            self._candidacy.lose(cause)
         finally:
             self._status.set(0)
             self._tell_main(self._over.set)
             self._tell_main(self._campaign_ended.set)
 
+    def _stop(self) -> None:
+        self._candidacy.stop()
+        if self._connecting is not None:
+            self._connecting.cancel()  # nothing is held yet, and nothing limits its time
+
     async def _run(self) -> None:
+        if self._is_released:
+            return
+        self._connecting = asyncio.current_task()
         client = await self._connect()
+        self._connecting = None
         try:
             await self._candidacy.run(client)
         finally:

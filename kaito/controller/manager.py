@@ -8,7 +8,7 @@ last, when nothing that it guarded can write any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Final
 
@@ -20,12 +20,16 @@ from kaito.controller.events import EventRecorder
 from kaito.controller.leader import Elector
 from kaito.controller.looplag import LoopWatch
 from kaito.controller.probes import Probes
-from kaito.errors import KaitoError, LeadershipLost, StopTimeout
+from kaito.errors import KaitoError, StopTimeout
 from kaito.informers.informer import InformerSet
 
 log = structlog.get_logger()
 
 FLUSH_SECONDS: Final = 5.0
+GRACE_SECONDS: Final = 20.0
+"""Of a stop. Below the kubelet's 30: the Lease is given up before it kills."""
+LAST_MOMENT: Final = 1.0
+"""For what is told to stop only after the grace was used up by something else."""
 STALE_SECONDS: Final = 180.0
 """Twice the watch's idle limit: longer silence of a cache is not ready."""
 
@@ -73,7 +77,7 @@ class Manager:
         elector: Elector | None = None,
         probes: Probes | None = None,
         recorder: EventRecorder | None = None,
-        grace: float = 30.0,
+        grace: float = GRACE_SECONDS,
         sync_timeout: float = 120.0,
     ) -> None:
         self._clock = clock
@@ -92,6 +96,8 @@ class Manager:
         self._tasks: asyncio.TaskGroup | None = None
         self._halt = asyncio.Event()
         self._failure: BaseException | None = None
+        self._has_lost = False  # another replica may lead: nothing may write, no grace
+        self._heeding: asyncio.Task[None] | None = None
         self._has_run = False
 
     # Before run ---------------------------------------------------------------------------------
@@ -175,6 +181,8 @@ class Manager:
             for helper in helpers:
                 helper.cancel()
             await self._stop()
+            if self._heeding is not None:
+                self._heeding.cancel()
 
     async def _relay(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -195,18 +203,20 @@ class Manager:
                 return
             self._elector.start()
             assert self._tasks is not None
-            win = self._tasks.create_task(self._lead(self._elector))
-            try:
-                self._fail(await self._elector.lost())
-            finally:
-                win.cancel()
+            self._heeding = self._tasks.create_task(self._heed(self._elector))
+            await self._elector.acquired()
+            if not self._halt.is_set():
+                await self._launch_group(self._leader_only)
         except KaitoError as err:
             self._fail(err)
 
-    async def _lead(self, elector: Elector) -> None:
-        await elector.acquired()
-        if not self._halt.is_set():
-            await self._launch_group(self._leader_only)
+    async def _heed(self, elector: Elector) -> None:
+        """Until the stop is done: leadership may be lost during its grace too (facts E14)."""
+        error = await elector.lost()
+        self._has_lost = True
+        self._fail(error)
+        for runnable in self._leader_only:
+            runnable.cancel()
 
     async def _launch_group(self, group: list[_Runnable]) -> None:
         self._started.append(group)
@@ -241,17 +251,14 @@ class Manager:
     # Stopping -----------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        # Nothing may write any more once the Lease is lost: no grace then.
-        has_lost = isinstance(self._failure, LeadershipLost)
-        grace = 0.0 if has_lost else self._grace
-        ends_at = self._clock.monotonic() + grace if grace >= 0 else float("inf")
+        ends_at = self._clock.monotonic() + self._grace if self._grace >= 0 else float("inf")
         controllers = [r for r in self._leader_only if r.controller is not None]
         others = [r for r in self._leader_only if r.controller is None]
         for group in (controllers, others, self._always, self._caches):
             await self._stop_group(group, ends_at)
         if self._probes is not None:
             self._probes.stop()
-        if self._recorder is not None and not has_lost and self._sender:
+        if self._recorder is not None and not self._has_lost and self._sender:
             await self._recorder.flush(min(FLUSH_SECONDS, self._time_left(ends_at)))
         await self._stop_group(self._sender, ends_at)
 
@@ -262,23 +269,25 @@ class Manager:
         running = {r.task: r for r in group if r.task is not None and not r.task.done()}
         if not running:
             return
+        if self._grace != 0 and not self._has_lost:
+            for runnable in running.values():
+                runnable.stop()
+            await self._wait(running, self._time_left(ends_at) or LAST_MOMENT)
+            late = ", ".join(str(r) for task, r in running.items() if not task.done())
+            if late:
+                message = f"still running after {self._grace:g} s, cancelled: {late}"
+                self._fail(StopTimeout(message))
         for runnable in running.values():
-            runnable.stop()
-        left = self._time_left(ends_at)
-        if left == float("inf"):
-            await asyncio.wait(running)
-        elif left > 0:
-            with suppress(TimeoutError):
-                async with time_limit(self._clock, left):
-                    await asyncio.wait(running)
-        late = [runnable for task, runnable in running.items() if not task.done()]
-        if late and self._grace != 0 and not isinstance(self._failure, LeadershipLost):
-            names = ", ".join(str(r) for r in late)
-            self._fail(StopTimeout(f"still running after {self._grace:g} s, cancelled: {names}"))
-        for runnable in late:
             runnable.cancel()
-        if late:
-            await asyncio.wait([task for task in running if not task.done()])
+        await asyncio.wait(running)
+
+    async def _wait(self, running: Collection[asyncio.Task[None]], seconds: float) -> None:
+        if seconds == float("inf"):
+            await asyncio.wait(running)
+            return
+        with suppress(TimeoutError):
+            async with time_limit(self._clock, seconds):
+                await asyncio.wait(running)
 
     # Health -------------------------------------------------------------------------------------
 
@@ -293,9 +302,10 @@ class Manager:
         causes = []
         for informers in self._informers:
             for informer in informers:
-                if informer.optional and not informer.is_served:
-                    continue
-                if not informer.has_synced:
+                if not informer.is_served:
+                    if not informer.optional:
+                        causes.append(f"{informer.kind} ({informer.last_error or 'not served'})")
+                elif not informer.has_synced:
                     causes.append(f"{informer.kind} ({informer.last_error or 'being listed'})")
                 elif informer.staleness() > STALE_SECONDS:
                     cause = informer.last_error or "no answer"

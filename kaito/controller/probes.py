@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 import structlog
@@ -26,7 +26,7 @@ Check = Callable[[], str | None]
 
 _REQUEST_SECONDS: Final = 10.0
 _FULL_SECONDS: Final = 0.1
-"""Pause when no connection can be accepted (no file descriptors left)."""
+"""Pause when no connection can be served (no file descriptors, no threads left)."""
 _LAST_PORT: Final = 65535
 Answer = tuple[int, str, bytes]
 Route = Callable[[str, Mapping[str, list[str]]], Answer | None]
@@ -128,8 +128,22 @@ class _Server(ThreadingHTTPServer):
                 request, address = self.get_request()
             except OSError:
                 self._ended.wait(_FULL_SECONDS)
-            else:
+                continue
+            try:
                 self.process_request(request, address)
+            except RuntimeError as err:  # no thread can be started now; the next may be
+                log.warning("request dropped", port=self.server_port, error=str(err))
+                self.shutdown_request(request)
+                self._ended.wait(_FULL_SECONDS)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Let no error reach socketserver, which prints it. In the request's thread."""
+        try:
+            super().finish_request(request, client_address)
+        except OSError as err:
+            log.debug("client hung up", port=self.server_port, error=str(err))
+        except Exception:
+            log.exception("request failed", port=self.server_port)
 
 
 class _Handler(BaseHTTPRequestHandler):

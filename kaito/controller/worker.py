@@ -21,6 +21,12 @@ Outcome = Literal["success", "error", "requeue", "requeue_after"]
 Reconcile = Callable[[Key], Awaitable[Result]]
 
 
+class _Panic(KaitoError):
+    """Stands for an exception nobody meant to raise, which was logged with its traceback."""
+
+    reason = "Panic"
+
+
 class WorkerMetrics:
     """The reconcile series of one controller, all at 0 from the start."""
 
@@ -50,18 +56,18 @@ async def process(
     """Reconcile and put the key where its outcome belongs. Cancellation passes through.
 
     ``timeout``: seconds after which the reconcile is cancelled and counts as failed.
-    The exception ends here: nothing of it outlives the call.
+    The exception ends here: its traceback, and what that holds of the run, is dropped.
     """
     started = clock.monotonic()
     try:
         result = await _run(key, reconcile, clock, timeout, metrics)
+        outcome = _requeue(key, result, queue, metrics)
     except KaitoError as err:
-        result = Result(failure=err)
+        outcome = _requeue(key, Result(failure=err), queue, metrics)
     except Exception:
-        log.exception("reconcile crashed", reason="Panic")
+        log.exception("reconcile crashed", reason=_Panic.reason)
         metrics.panics.inc()
-        result = Result(failure=KaitoError("crashed"))
-    outcome = _requeue(key, result, queue, metrics)
+        outcome = _requeue(key, Result(failure=_Panic()), queue, metrics)
     metrics.seconds.observe(clock.monotonic() - started)
     metrics.outcomes[outcome].inc()
     return outcome
@@ -89,12 +95,13 @@ def _requeue(key: Key, result: Result, queue: WorkQueue[Key], metrics: WorkerMet
             return "success"
         queue.add_after(key, result.requeue_after)
         return "requeue_after"
+    failure.__traceback__ = None  # its frames refer to the failure: a cycle only gc would free
     metrics.errors.inc()
-    _log_failure(failure, queue.num_requeues(key) + 1)
+    _log_failure(failure, queue.count_failure(key))
     retry: Retry = failure.retry
     match retry:
-        case Backoff():
-            queue.add_rate_limited(key)
+        case Backoff(at_least):
+            queue.add_rate_limited(key, at_least=at_least)
         case After(seconds):
             queue.add_after(key, seconds)
         case Never():
@@ -106,6 +113,8 @@ def _requeue(key: Key, result: Result, queue: WorkQueue[Key], metrics: WorkerMet
 
 def _log_failure(failure: KaitoError, attempt: int) -> None:
     match failure:
+        case _Panic():
+            return
         case NotLeader():  # someone else does the work now: nothing to look at
             say = log.debug
         case Conflict():  # someone was faster: the next look is the answer

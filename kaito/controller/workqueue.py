@@ -79,6 +79,7 @@ class WorkQueue(Generic[K]):
         self._processing: dict[K, int] = {}  # with the priority of their run
         self._wanted: dict[K, int] = {}  # in process and added again
         self._parked: dict[K, int] = {}
+        self._failures: dict[K, int] = {}
         self._delayed: dict[K, _Delayed[K]] = {}
         self._heap: list[tuple[float, int, _Delayed[K]]] = []
         self._sequence = itertools.count()
@@ -130,17 +131,22 @@ class WorkQueue(Generic[K]):
             return
         self._delay(key, self._clock.monotonic() + seconds, priority)
 
-    def add_rate_limited(self, key: K) -> None:
-        """Add after the limiter's next wait for this key."""
-        self.add_after(key, self._limiter.when(key))
+    def add_rate_limited(self, key: K, *, at_least: float = 0.0) -> None:
+        """Add after the limiter's next wait for this key, and not within ``at_least`` seconds."""
+        self.add_after(key, max(self._limiter.when(key), at_least))
+
+    def count_failure(self, key: K) -> int:
+        """How often the key has failed since the last ``forget``, this time included.
+
+        Not the limiter's count: failures that bring a wait of their own do not make it longer.
+        """
+        self._failures[key] = count = self._failures.get(key, 0) + 1
+        return count
 
     def forget(self, key: K) -> None:
-        """Let the limiter's waits of this key start anew. Changes nothing in the queue."""
+        """The key succeeded: its waits and failures start anew. Changes nothing in the queue."""
+        self._failures.pop(key, None)
         self._limiter.forget(key)
-
-    def num_requeues(self, key: K) -> int:
-        """Rate-limited adds since the last ``forget``."""
-        return self._limiter.num_requeues(key)
 
     async def get(self) -> K | Shutdown:
         """Take the next key; it must come back by ``done`` or ``park``.
@@ -168,31 +174,27 @@ class WorkQueue(Generic[K]):
 
     def done(self, key: K) -> None:
         """The worker is finished with the key; it is ready again if it was added meanwhile."""
-        if self._processing.pop(key, None) is None:
+        if key not in self._processing:
             if self._strict:
                 raise RuntimeError(f"done({key!r}) of a key that is not in process")
             log.error("done with a key that is not in process", key=str(key))
             return
         if self._metrics is not None:
             self._metrics.finished(key, self._clock.monotonic())
-        priority = self._wanted.pop(key, None)
-        if priority is not None:
-            self._make_ready(key, priority)
-        elif self._draining and not self._processing:
-            if self._metrics is not None:
-                self._metrics.stop()
-            self._wake_all()
+        self._give_back(key)
 
     def park(self, key: K) -> None:
         """In place of ``done``: hold the key back, without a worker, until ``unpark``.
 
-        It is not handed out meanwhile, however often it is added.
+        It is not handed out meanwhile, however often it is added, and counts as one add.
         """
-        priority = self._processing.get(key, 0)
+        priority = self._processing[key]
         priority = max(priority, self._wanted.pop(key, priority))
         if key in self._delayed:
             priority = max(priority, self._drop_delayed(key))
-        self.done(key)
+        if self._metrics is not None:
+            self._metrics.parked(key)
+        self._give_back(key)
         if not self._stopped:
             self._parked[key] = priority
 
@@ -200,7 +202,7 @@ class WorkQueue(Generic[K]):
         """Make a parked key ready; harmless when it is not parked."""
         priority = self._parked.pop(key, None)
         if priority is not None:
-            self._make_ready(key, priority)
+            self._make_ready(key, priority, is_add=False)
 
     def shutdown(self, *, drain: bool = False) -> None:
         """Stop taking keys. Delayed and parked keys are dropped, those in process finish.
@@ -226,6 +228,16 @@ class WorkQueue(Generic[K]):
             self._metrics.stop()
         self._wake_all()
 
+    def _give_back(self, key: K) -> None:
+        del self._processing[key]
+        priority = self._wanted.pop(key, None)
+        if priority is not None:
+            self._make_ready(key, priority)
+        elif self._draining and not self._processing:
+            if self._metrics is not None:
+                self._metrics.stop()
+            self._wake_all()
+
     def _take(self) -> K:
         key, priority = self._pop()
         self._processing[key] = priority
@@ -241,13 +253,13 @@ class WorkQueue(Generic[K]):
                 return key, self._priority.pop(key)
         raise AssertionError("ready keys are in a level")
 
-    def _make_ready(self, key: K, priority: int) -> None:
+    def _make_ready(self, key: K, priority: int, *, is_add: bool = True) -> None:
         current = self._priority.get(key)
         if current is not None:
             if priority <= current:
                 return
             del self._levels[current][key]
-        elif self._metrics is not None:
+        elif self._metrics is not None and is_add:
             self._metrics.ready(key, self._clock.monotonic())
         level = self._level(priority)
         level[key] = None
@@ -364,7 +376,9 @@ class QueueMetrics:
     def started(self, key: Hashable, clock: Clock) -> None:
         """A worker took the key."""
         now = clock.monotonic()
-        self._queue_seconds.observe(now - self._ready_at.pop(key, now))
+        ready_at = self._ready_at.pop(key, None)
+        if ready_at is not None:  # else it was parked: its wait is observed already
+            self._queue_seconds.observe(now - ready_at)
         self._started_at[key] = now
         if self._timer is None:
             self._refresh(clock)
@@ -372,6 +386,10 @@ class QueueMetrics:
     def finished(self, key: Hashable, now: float) -> None:
         """The worker gave it back."""
         self._work_seconds.observe(now - self._started_at.pop(key, now))
+
+    def parked(self, key: Hashable) -> None:
+        """It was taken, but not worked on."""
+        self._started_at.pop(key, None)
 
     def stop(self) -> None:
         """Leave no timer behind."""

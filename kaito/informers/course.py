@@ -15,6 +15,7 @@ from typing import Final
 from kaito.errors import (
     After,
     ApiError,
+    Backoff,
     Expired,
     Forbidden,
     InvalidRequest,
@@ -254,6 +255,7 @@ class Course:
 
     def _back_off(self, now: float, error: ApiError | None = None) -> None:
         seconds = self._waits.next(now)
-        if error is not None and isinstance(error.retry, After):
-            seconds = max(seconds, error.retry.seconds)
+        match error.retry if error is not None else None:
+            case After(wait) | Backoff(wait):
+                seconds = max(seconds, wait)
         self._pause = Pause(seconds)

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 
 from kaito import metrics
-from kaito.api.meta import ApiObject, ObjectMeta
+from kaito.api.meta import ApiObject, Key, ObjectMeta
 from kaito.clock import Clock
 from kaito.errors import ApiError, KaitoError
 from kaito.kube.errors import error_for
@@ -41,6 +41,16 @@ class _Metadata(msgspec.Struct):
     metadata: ObjectMeta
 
 
+class _Name(msgspec.Struct, rename="camel"):
+    name: str
+    resource_version: str
+    namespace: str = ""
+
+
+class _Named(msgspec.Struct):
+    metadata: _Name
+
+
 class _Status(msgspec.Struct):
     code: int = 0
 
@@ -48,6 +58,7 @@ class _Status(msgspec.Struct):
 _event: Final = msgspec.json.Decoder(_Event).decode
 _head: Final = msgspec.json.Decoder(_Head).decode
 _metadata: Final = msgspec.json.Decoder(_Metadata).decode
+_named: Final = msgspec.json.Decoder(_Named).decode
 _status: Final = msgspec.json.Decoder(_Status).decode
 
 _ADDED: Final = b'{"type":"ADDED","object":'
@@ -130,6 +141,16 @@ class Decoder(Generic[T]):
             return None
         return obj
 
+    def identity(self, raw: bytes) -> tuple[Key, str] | None:
+        """Key and version of what ``decode`` could not make; None: no object of the kind."""
+        try:
+            if not self._is_ours(raw):
+                return None
+            meta = _named(raw).metadata
+        except msgspec.MsgspecError:
+            return None
+        return (meta.namespace, meta.name), meta.resource_version
+
     def bookmark(self, raw: bytes) -> ObjectMeta:
         """What a bookmark says: a version, and whether it ends the initial events.
 
@@ -137,9 +158,12 @@ class Decoder(Generic[T]):
             BadLine: it says nothing.
         """
         try:
-            return _metadata(raw).metadata
+            meta = _metadata(raw).metadata
         except msgspec.MsgspecError as err:
             raise self._bad(err) from err
+        if not meta.resource_version:
+            raise self._bad("a bookmark without a resourceVersion")
+        return meta
 
     def error(self, raw: bytes) -> ApiError:
         """What an ERROR event means: by the code of its Status, as an answer of that status."""
@@ -167,7 +191,7 @@ class Decoder(Generic[T]):
         except msgspec.MsgspecError as err:
             raise self._bad(err) from err
 
-    def _bad(self, err: msgspec.MsgspecError) -> BadLine:
+    def _bad(self, err: object) -> BadLine:
         self.skip("bad_line", str(err))
         return BadLine(f"a watch line of {self._kind} is not an event: {err}")
 

@@ -21,6 +21,7 @@ from kaito import metrics
 from kaito.api.meta import ApiObject, Key
 from kaito.clock import Clock, Timer
 from kaito.errors import KaitoError
+from kaito.informers.handlers import Change
 from kaito.informers.informer import Informer
 from kaito.informers.store import is_at_least
 from kaito.kube.client import Written
@@ -36,7 +37,6 @@ CURRENT: ContextVar[Owner | None] = ContextVar("kaito_current_reconcile", defaul
 
 CHECK_SECONDS: Final = 5.0
 GIVE_UP_SECONDS: Final = 30.0
-REMEMBERED_WRITES: Final = 10_000
 
 LiveRead = Callable[[Kind[Any], str, str], Awaitable[ApiObject | None]]
 
@@ -51,6 +51,7 @@ class _Pending:
         self.uid = written.uid
         self.version = written.resource_version
         self.is_delete = written.deleted
+        self.is_exclusive = written.exclusive
         self.since = since
         self.is_settled = False
         self.is_late = False
@@ -92,7 +93,6 @@ class Freshness:
         self._kinds: dict[str, _Tracked] = {}
         self._owners: dict[Owner, dict[tuple[str, Key], _Pending]] = {}
         self._callbacks: dict[Owner, list[Callable[[], None]]] = {}
-        self._last_writes: dict[tuple[str, Key], tuple[str, Owner]] = {}
         self._checks: deque[_Pending] = deque()
         self._has_checks = asyncio.Event()
         self._timer: Timer | None = None
@@ -117,7 +117,6 @@ class Freshness:
 
     def record(self, owner: Owner, written: Written) -> None:
         """``owner`` wrote; an echo that reached the cache before the reply counts as seen."""
-        self._remember(owner, written)
         identity = (written.kind.resource, (written.namespace, written.name))
         tracked = self._kinds.get(written.kind.resource)
         if tracked is None or tracked.informer.namespace not in ("", written.namespace):
@@ -133,22 +132,23 @@ class Freshness:
         if self._timer is None and self._owners:
             self._timer = self._clock.call_later(CHECK_SECONDS, self._look)
 
-    def is_echo(self, owner: Owner, kind: Kind[Any], obj: ApiObject) -> bool:
-        """This state of the object is what ``owner``'s own last write to it left (same version).
+    def is_echo(self, owner: Owner, kind: Kind[Any], change: Change[Any]) -> bool:
+        """The change is nothing but the write that ``owner`` waits for. To be asked in a handler.
 
-        To every other key it is news: the Machine that a Workspace's pass made is for the Machine's
-        own reconcile. Not to be asked of a deletion, whose object may show that version too.
+        Only while it waits: a key that ran meanwhile did not see this state. Only of an event of
+        the watch: what a list shows may be others' changes as well, below our version. To every
+        other key it is news: the Machine that a Workspace's pass made has a reconcile of its own.
         """
-        written = self._last_writes.get((kind.resource, obj.metadata.key))
-        return written == (obj.metadata.resource_version, owner)
-
-    def _remember(self, owner: Owner, written: Written) -> None:
-        identity = (written.kind.resource, (written.namespace, written.name))
-        self._last_writes.pop(identity, None)
-        if written.resource_version is not None and not written.deleted:
-            self._last_writes[identity] = (written.resource_version, owner)
-            if len(self._last_writes) > REMEMBERED_WRITES:
-                del self._last_writes[next(iter(self._last_writes))]
+        new = change.new
+        if new is None or change.relisted:
+            return False
+        meta = new.metadata
+        pending = self._owners.get(owner, {}).get((kind.resource, meta.key))
+        return (
+            pending is not None
+            and pending.is_exclusive
+            and (pending.uid, pending.version) == (meta.uid, meta.resource_version)
+        )
 
     # Waiting ------------------------------------------------------------------------------------
 
@@ -238,15 +238,19 @@ class Freshness:
         """Look after what has waited for long; one timer for all, none while nothing waits."""
         self._timer = None
         now = self._clock.monotonic()
+        released: set[Owner] = set()
         for pending in [p for writes in self._owners.values() for p in writes.values()]:
             if now - pending.since >= GIVE_UP_SECONDS:
-                metrics.STALE_CACHE_TIMEOUTS.labels(pending.owner[0]).inc()
-                log.warning("ran on a stale cache", written=str(pending))
+                log.warning("gave up waiting for the cache", written=str(pending))
+                if pending.owner in self._callbacks:
+                    released.add(pending.owner)
                 self._settle(pending)
             elif now - pending.since >= CHECK_SECONDS and not pending.is_late:
                 pending.is_late = True
                 log.warning("cache is late", written=str(pending))
                 self._check(pending)
+        for controller, _ in released:
+            metrics.STALE_CACHE_TIMEOUTS.labels(controller).inc()
         waits = [p.due for writes in self._owners.values() for p in writes.values()]
         if waits:
             self._timer = self._clock.call_later(min(waits) - now, self._look)

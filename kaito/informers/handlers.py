@@ -21,12 +21,14 @@ class Change(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
     ``old`` of a deletion is the object's last state as far as known; a deletion that only a relist
     showed looks the same (facts S5). ``initial``: an add of the first list, or replayed to a
-    handler that came later; nothing else (S7).
+    handler that came later; nothing else (S7). ``relisted``: a list showed it, initial or not, so
+    several events may have become this one.
     """
 
     old: T | None
     new: T | None
     initial: bool = False
+    relisted: bool = False
 
     @property
     def obj(self) -> T:

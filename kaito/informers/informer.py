@@ -111,7 +111,10 @@ class Informer(Generic[T]):
         return self._watcher.last_error
 
     def staleness(self) -> float:
-        """Seconds since the server last sent a byte. Up to a minute is usual on a quiet kind."""
+        """Seconds since a list or watch last brought a byte; attempts and refusals are none.
+
+        Up to a minute is usual on a quiet kind, ten (a whole watch) on one without bookmarks.
+        """
         return self._clock.monotonic() - self._watcher.last_byte
 
     async def run(self) -> None:
@@ -136,7 +139,7 @@ class Informer(Generic[T]):
         """
         registration = _Registration(handler)
         # No await between replay and registration: nothing is lost or doubled at the seam (S8).
-        self._tell((registration,), [Change(None, obj, True) for obj in self._store.list()])
+        self._tell((registration,), [_present(obj) for obj in self._store.list()])
         self._registrations = (*self._registrations, registration)
 
         def remove() -> None:
@@ -154,12 +157,21 @@ class Informer(Generic[T]):
     def apply(self, event: str, obj: T) -> None:
         """One object changed."""
         store = self._store
-        changes = store.remove(obj) if event == "DELETED" else store.apply(obj)
+        key = obj.metadata.key
+        changes = store.remove(key, obj) if event == "DELETED" else store.apply(obj)
         store.advance(obj.metadata.resource_version)
         self._events[event].inc()
         self._tell(self._registrations, changes)
         for observe in self._observers:
-            observe(obj.metadata.key)
+            observe(key)
+
+    def drop(self, key: Key, resource_version: str) -> None:
+        """An object is gone, or is in a state that nobody here can read: not what we have."""
+        changes = self._store.remove(key)
+        self._store.advance(resource_version)
+        self._tell(self._registrations, changes)
+        for observe in self._observers:
+            observe(key)
 
     def bookmark(self, resource_version: str) -> None:
         """Nothing changed up to here."""
@@ -172,7 +184,7 @@ class Informer(Generic[T]):
         """A complete list: one step for readers, then the handlers."""
         changes: Iterable[Change[T]] = self._store.replace(objects, resource_version)
         if not self._store.has_synced:
-            changes = [Change(None, change.new, True) for change in changes]
+            changes = [_present(change.obj) for change in changes]
         self._tell(self._registrations, changes)
         self._store.has_synced = True
         self._settled.set()
@@ -278,15 +290,21 @@ class InformerSet:
         raise LookupError(f"no informer of {kind}: ask for InformerSet.informer(kind) before start")
 
     async def run(self) -> None:
-        """Run all, those asked for later too, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            try:
+        """Run all, those asked for later too, until cancelled.
+
+        Raises:
+            InvalidRequest: the server refuses a field selector.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
                 for informer in self._informers.values():
                     group.create_task(_watch_for_ever(informer))
                 await asyncio.Event().wait()
-            finally:
-                self._group = None
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # one fails, and with it all end
+        finally:
+            self._group = None
 
     async def wait_synced(self, timeout: float) -> None:
         """Until every informer has synced (or is optional and not served).
@@ -302,6 +320,10 @@ class InformerSet:
             late = [i for i in self._informers.values() if not i.has_synced]
             causes = "; ".join(f"{i.kind}: {i.last_error or 'no answer yet'}" for i in late)
             raise SyncTimeout(f"caches not synced after {timeout:g} s: {causes}") from err
+
+
+def _present(obj: T) -> Change[T]:
+    return Change(None, obj, initial=True, relisted=True)
 
 
 async def _watch_for_ever(informer: Informer[Any]) -> None:

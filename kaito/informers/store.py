@@ -138,24 +138,21 @@ class Store(Generic[T]):
             return (Change(old, None), Change(None, obj))
         return (Change(old, obj),)
 
-    def remove(self, obj: T) -> tuple[Change[T], ...]:
-        """Drop what is under the object's key; the change shows ``obj``, its last state."""
-        meta = obj.metadata
-        names = self._objects.get(meta.namespace, {})
-        old = names.pop(meta.name, None)
+    def remove(self, key: Key, last: T | None = None) -> tuple[Change[T], ...]:
+        """Drop what is under the key; the change shows ``last``, its final state, if known."""
+        namespace, name = key
+        names = self._objects.get(namespace, {})
+        old = names.pop(name, None)
         if old is None:
             return ()
         if not names:
-            del self._objects[meta.namespace]
+            del self._objects[namespace]
         self._file(old, None)
-        return (Change(obj, None),)
+        return (Change(last if last is not None else old, None),)
 
     def advance(self, resource_version: str) -> None:
         """Note how far the watch has come. Never back: a late duplicate moves nothing."""
-        current = self.resource_version
-        if not (current.isdecimal() and resource_version.isdecimal()) or (
-            int(resource_version) > int(current)
-        ):
+        if resource_version and not is_at_least(self.resource_version, resource_version):
             self.resource_version = resource_version
 
     def replace(self, objects: Mapping[Key, T], resource_version: str) -> tuple[Change[T], ...]:
@@ -178,13 +175,13 @@ class Store(Generic[T]):
         for key, old in before.items():
             new = objects.get(key)
             if new is None or new.metadata.uid != old.metadata.uid:
-                changes.append(Change(old, None))
+                changes.append(Change(old, None, relisted=True))
         for key, new in objects.items():
             known = before.get(key)
             if known is None or known.metadata.uid != new.metadata.uid:
-                changes.append(Change(None, new))
+                changes.append(Change(None, new, relisted=True))
             elif known.metadata.resource_version != new.metadata.resource_version:
-                changes.append(Change(known, new))
+                changes.append(Change(known, new, relisted=True))
         return tuple(changes)
 
     def _each(self) -> Iterator[T]:

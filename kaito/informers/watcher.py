@@ -72,6 +72,10 @@ class Sink(Protocol[T_contra]):
         """One ADDED, MODIFIED or DELETED."""
         ...
 
+    def drop(self, key: Key, resource_version: str) -> None:
+        """One that cannot be read: whatever the cache has under the key is not so any more."""
+        ...
+
     def bookmark(self, resource_version: str) -> None:
         """No object changed up to here."""
         ...
@@ -85,8 +89,7 @@ class Sink(Protocol[T_contra]):
         ...
 
 
-_RESTART_REASONS: Final[Mapping[type[KaitoError], str]] = {
-    BadLine: "bad_data",
+_RESTART_REASONS: Final[Mapping[type[ApiError], str]] = {
     Expired: "expired",
     TooManyRequests: "throttled",
     TransportError: "cut",
@@ -183,12 +186,15 @@ class Watcher(Generic[T]):
         except ApiError as err:
             self._refuse_selector(ask, err)
             self._note(err)
+            if not isinstance(ask, List):
+                self._count_restart(_RESTART_REASONS.get(type(err), "error"))
             self._course.failed(ask, err, self._clock.monotonic())
             if isinstance(err, KindNotServed):
                 self.is_served = False
                 self._sink.not_served()
         except BadLine as err:
             self._note(err)
+            self._count_restart("bad_data")
             self._course.spoiled(self._clock.monotonic())
 
     # Lists --------------------------------------------------------------------------------------
@@ -249,20 +255,19 @@ class Watcher(Generic[T]):
         else:
             self._enter(State.WATCHING, "current")
         seconds = int(MIN_WATCH_SECONDS * (1 + self._chance()))
-        began = self.last_byte = self._clock.monotonic()
+        began = self._clock.monotonic()
         self._has_lines = self._has_progressed = self._has_bookmarks = False
         try:
-            async with (
-                self._idle_limit(seconds + GRACE_SECONDS),
-                self._client.watch(
-                    self._kind,
-                    namespace=self._namespace,
-                    query=query(ask, seconds) | self._selectors,
-                    idle_seconds=seconds + 2 * GRACE_SECONDS,  # longer: our own limit is to tell
-                    metadata_only=self._metadata_only,
-                ) as lines,
-            ):
-                await self._pump(ask, lines)
+            async with self._client.watch(
+                self._kind,
+                namespace=self._namespace,
+                query=query(ask, seconds) | self._selectors,
+                idle_seconds=seconds + 2 * GRACE_SECONDS,  # longer: our own limit is to tell
+                metadata_only=self._metadata_only,
+            ) as lines:
+                self.last_byte = self._clock.monotonic()
+                async with self._idle_limit(seconds + GRACE_SECONDS):
+                    await self._pump(ask, lines)
         except TimeoutError:
             self._count_restart("idle")
             self._course.fell_silent(was_silent=not self._has_lines)
@@ -273,7 +278,10 @@ class Watcher(Generic[T]):
 
     @asynccontextmanager
     async def _idle_limit(self, seconds: float) -> AsyncIterator[None]:
-        """TimeoutError once a stream is silent for too long. One timer, none per line."""
+        """TimeoutError once a stream is silent for too long. One timer, none per line.
+
+        For what comes after the answer's head; how long that may take is the transport's to say.
+        """
         timer: Timer | None = None
 
         def look() -> None:
@@ -344,13 +352,24 @@ class Watcher(Generic[T]):
     def _take_object(self, event: str, raw: bytes, line: bytes) -> None:
         obj = self._decoder.decode(raw, line)
         if obj is None:
-            return
-        if self._course.is_current:
+            self._take_unreadable(raw)
+        elif self._course.is_current:
             self._sink.apply(event, obj)
         elif event == "DELETED":
             self._initial.pop(obj.metadata.key, None)
         else:
             self._initial[obj.metadata.key] = obj
+
+    def _take_unreadable(self, raw: bytes) -> None:
+        """What a list would leave out goes: no ghost stays, and no state that has passed (R33)."""
+        identity = self._decoder.identity(raw)
+        if identity is None:
+            return
+        key, version = identity
+        if self._course.is_current:
+            self._sink.drop(key, version)
+        else:
+            self._initial.pop(key, None)
 
     def _take_bookmark(self, ask: Request, meta: ObjectMeta) -> None:
         if self._course.is_current:
@@ -363,8 +382,6 @@ class Watcher(Generic[T]):
     # Telling ------------------------------------------------------------------------------------
 
     def _note(self, err: KaitoError) -> None:
-        reason = _RESTART_REASONS.get(type(err), "error")
-        self._count_restart(reason)
         text = f"{err.reason}: {err}"
         if text != self.last_error:
             # A CRD that is not there may be no fault at all; readiness says where it is one.

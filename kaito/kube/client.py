@@ -10,21 +10,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from kaito.api.meta import ApiObject, Key
 from kaito.clock import Clock
-from kaito.errors import (
-    AlreadyExists,
-    Expired,
-    InvalidRequest,
-    KindNotServed,
-    NotFound,
-    ServerUnavailable,
-    TransportError,
-)
+from kaito.errors import ApiError, Expired, InvalidRequest, KindNotServed, NotFound
 from kaito.kube import replies, requests
 from kaito.kube.config import ClusterConfig
 from kaito.kube.errors import error_for
@@ -45,8 +38,9 @@ Query = Mapping[str, str]
 class Written:
     """A write that was, or may have been, carried out.
 
-    ``resource_version``: the object's since; None: the outcome is unknown, read it. ``deleted``:
-    the object is gone, not merely waiting for its finalizers.
+    ``resource_version``: the object's since, empty when it is gone; None: the outcome is unknown,
+    read it. ``deleted``: it is gone, not merely waiting for its finalizers. ``exclusive``: this
+    version is the object made, or the one the write was based on and what it wrote, no more.
     """
 
     kind: Kind[Any]
@@ -55,6 +49,7 @@ class Written:
     uid: str
     resource_version: str | None
     deleted: bool = False
+    exclusive: bool = False
 
 
 class KubeClient:
@@ -196,7 +191,7 @@ class KubeClient:
             requests.APPLY_PATCH,
             repeatable=True,
         )
-        return await self._write(kind, key, request)
+        return await self._write(kind, key, request, based_on=_version(manifest))
 
     async def merge_patch(
         self,
@@ -215,7 +210,7 @@ class KubeClient:
         """
         path = requests.object_path(kind, namespace, name, subresource)
         request = Request("PATCH", path, body=encode(body), content_type=requests.MERGE_PATCH)
-        return await self._write(kind, (namespace, name), request)
+        return await self._write(kind, (namespace, name), request, based_on=_version(body))
 
     async def json_patch(
         self,
@@ -245,10 +240,10 @@ class KubeClient:
         """
         key = _key(manifest)
         path = requests.object_path(kind, *key)
-        if not manifest["metadata"].get("resourceVersion"):
+        if not (version := _version(manifest)):
             raise InvalidRequest(f"PUT {path}: no metadata.resourceVersion")
         request = Request("PUT", path, body=encode(manifest), repeatable=True)
-        return await self._write(kind, key, request)
+        return await self._write(kind, key, request, based_on=version)
 
     async def delete(
         self,
@@ -326,11 +321,14 @@ class KubeClient:
             if not (token := page.continue_token):
                 return items
 
-    async def _write(self, kind: Kind[T], key: Key, request: Request) -> T:
+    async def _write(self, kind: Kind[T], key: Key, request: Request, *, based_on: str = "") -> T:
         with self._uncertain(kind, key):
             reply = await self._call(request, kind)
             obj = read(kind.decode, reply.body, str(request))
-        self._report_object(kind, obj)
+        # A write that changes nothing answers with the version there is, whoever made that.
+        is_change = based_on not in ("", obj.metadata.resource_version)
+        is_made = reply.status == HTTPStatus.CREATED
+        self._report_object(kind, obj, exclusive=is_made or is_change)
         return obj
 
     async def _call(self, request: Request, kind: Kind[Any] | None = None) -> Reply:
@@ -343,6 +341,7 @@ class KubeClient:
             resource=kind.plural if kind else "",
             is_json_patch=request.content_type == requests.JSON_PATCH,
         )
+        error.may_be_done = error.may_be_done or reply.may_be_second
         log.debug(
             "api server refused",
             request=str(request),
@@ -357,14 +356,14 @@ class KubeClient:
         """Report a write whose outcome nobody knows: no answer, half of one, or one by a proxy."""
         try:
             yield
-        except (asyncio.CancelledError, AlreadyExists, ServerUnavailable, TransportError) as err:
-            if not isinstance(err, TransportError) or err.sent:
+        except (asyncio.CancelledError, ApiError) as err:
+            if not isinstance(err, ApiError) or err.may_be_done:
                 self._report(Written(kind, *key, uid="", resource_version=None))
             raise
 
-    def _report_object(self, kind: Kind[Any], obj: ApiObject) -> None:
+    def _report_object(self, kind: Kind[Any], obj: ApiObject, *, exclusive: bool = False) -> None:
         meta = obj.metadata
-        self._report(Written(kind, *meta.key, meta.uid, meta.resource_version))
+        self._report(Written(kind, *meta.key, meta.uid, meta.resource_version, exclusive=exclusive))
 
     def _report(self, written: Written) -> None:
         if self.on_written is not None:
@@ -395,3 +394,9 @@ async def connect(
 def _key(manifest: Mapping[str, Any]) -> Key:
     metadata = manifest["metadata"]
     return metadata.get("namespace", ""), metadata.get("name", "")
+
+
+def _version(body: Mapping[str, Any]) -> str:
+    """The resourceVersion on whose condition the body is sent; empty: on none."""
+    version: str = body.get("metadata", {}).get("resourceVersion", "")
+    return version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -39,7 +40,7 @@ class Credentials:
         return await self.replace(token) if token is None or self._is_old(token) else token
 
     async def replace(self, known: Token | None) -> Token:
-        """Read anew, unless another call has since ``known``: all that wait share one reading.
+        """Read anew, unless another call has since ``known``, in vain or not: they share it.
 
         Raises:
             InvalidSettings: it was never readable.
@@ -53,7 +54,7 @@ class Credentials:
                 if self._token is None:
                     raise
                 log.warning("kept the old credentials", error=str(err))
-                token = self._token
+                token = replace(self._token)  # a copy: to all that wait, this was a reading too
             self._token, self._read_at = token, self._clock.monotonic()
             return token
 

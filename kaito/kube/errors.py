@@ -67,21 +67,23 @@ def error_for(
     return _type(reply.status, answer, resource=resource, is_json_patch=is_json_patch)(
         f"{what}: {_text(reply, answer, causes, is_secret=is_secret)}",
         status=reply.status,
-        api_reason=answer.reason,
         causes=[Cause(c.field, c.reason, "" if is_secret else c.message) for c in causes],
         retry_after=retry_after(reply),
     )
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Seconds the server asks to wait, of a 429 or 5xx; None when it does not say."""
+    """Seconds the server asks to wait, of a 429 or 5xx; None when it does not say.
+
+    Zero, or a date that has passed, says nothing: obeyed, it would be a loop without a pause.
+    """
     text = reply.headers.get("Retry-After", "").strip()
     if not text or (reply.status != HTTPStatus.TOO_MANY_REQUESTS and reply.status < 500):
         return None
     if text.isascii() and text.isdigit():
-        return float(text)
+        return float(text) or None
     until, now = parse_date(text), parse_date(reply.headers.get("Date", ""))
-    return None if until is None or now is None else max(0.0, until - now)
+    return until - now if until is not None and now is not None and until > now else None
 
 
 def is_version_too_large(reply: Reply) -> bool:

@@ -15,11 +15,16 @@ D = TypeVar("D")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, of whatever status. ``body`` of an error is cut at ``errors.BODY_LIMIT``."""
+    """An answer, of whatever status. ``body`` of an error is cut at ``errors.BODY_LIMIT``.
+
+    ``may_be_second``: an earlier sending of the request, to which no answer came, may have been
+    carried out.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    may_be_second: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
@@ -22,7 +23,7 @@ from yarl import URL
 
 from kaito import metrics
 from kaito.clock import Clock
-from kaito.errors import LineTooLong, TransportError
+from kaito.errors import LineTooLong, NotLeader, TransportError
 from kaito.kube import errors
 from kaito.kube.config import ClusterConfig, Token
 from kaito.kube.credentials import Credentials, Tls
@@ -89,7 +90,8 @@ class Transport:
             InvalidSettings: one of them cannot be used; names the file.
         """
         await self._tls_context()
-        await self._token()
+        if self._credentials is not None:
+            await self._credentials.current()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -97,33 +99,42 @@ class Transport:
         await self._watches.close()
 
     async def request(self, request: Request, *, timeout: float = CALL_SECONDS) -> Reply:
-        """One call and its answer, within ``timeout`` seconds, waits and repeats included.
+        """One call and its answer, within ``timeout`` seconds; tokens, waits, repeats included.
 
         Repeated: once with new credentials after a 401; up to ten times where the server says
         when (Retry-After); once after a failure before any byte of the answer, if repeatable.
 
         Raises:
-            TransportError: no answer.
+            TransportError: no answer, to one sending at least.
             NotLeader: the fence refused; nothing was sent.
         """
         ends = self._clock.monotonic() + timeout
         may_repeat = request.repeatable or not request.is_mutating
         may_reload = self._credentials is not None
+        rejected: Token | None = None
+        may_be_done = False  # by a sending that got no answer, whatever the next one meets
         waits = 0
         while True:
-            token = await self._token()
             attempt = _Attempt(self._fence if request.is_mutating else None)
             try:
+                token = await self._token(request, ends, rejected)
+                rejected = None
                 reply = await self._attempt(request, attempt, token, ends)
-            except TransportError:
+            except NotLeader as err:
+                if not may_be_done:
+                    raise
+                raise _failure(str(request), err) from err
+            except TransportError as err:
+                may_be_done = err.may_be_done = may_be_done or attempt.is_sent
                 if not may_repeat or attempt.is_answered or self._clock.monotonic() >= ends:
                     raise
                 may_repeat = False
                 self._count_repeat(request.method, attempt.code)
                 continue
+            reply = replace(reply, may_be_second=may_be_done)
             if reply.status == 401 and may_reload:
                 may_reload = False
-                await self._reload(token)
+                rejected = token
             else:
                 wait = errors.retry_after(reply)
                 if (
@@ -151,13 +162,14 @@ class Transport:
             TransportError: no answer; from the iterator: the stream was cut.
             LineTooLong: from the iterator, over 32 MiB without a newline.
         """
-        token = await self._token()
-        response = await self._start_stream(request, token, sock_read)
+        ends = self._clock.monotonic() + _WATCH_START_SECONDS
+        token = await self._token(request, ends)
+        response = await self._start_stream(request, token, sock_read, ends)
         if response.status == 401 and self._credentials is not None:
             response.close()
             self._count_repeat("WATCH", "401")
-            await self._reload(token)
-            response = await self._start_stream(request, await self._token(), sock_read)
+            token = await self._token(request, ends, token)
+            response = await self._start_stream(request, token, sock_read, ends)
         try:
             if response.status != 200:
                 reply = Reply(response.status, response.headers, await _error_body(response))
@@ -172,7 +184,7 @@ class Transport:
         """Send once. Waits for its place among the calls, first come, first served."""
         method, arrived = request.method, self._clock.monotonic()
         with self._measured(request, method, attempt):
-            async with asyncio.timeout(max(0.0, ends - arrived)) as attempt.deadline, self._slots:
+            async with self._until(ends) as attempt.deadline, self._slots:
                 waited = self._clock.monotonic() - arrived
                 metrics.REST_LIMITER_SECONDS.labels(method, self._host).observe(waited)
                 async with self._calls.request(
@@ -193,11 +205,11 @@ class Transport:
         return Reply(response.status, response.headers, body)
 
     async def _start_stream(
-        self, request: Request, token: Token | None, sock_read: float
+        self, request: Request, token: Token | None, sock_read: float, ends: float
     ) -> aiohttp.ClientResponse:
         attempt = _Attempt(None)
         with self._measured(request, "WATCH", attempt):
-            async with asyncio.timeout(_WATCH_START_SECONDS):
+            async with self._until(ends):
                 response = await self._watches.get(
                     self._url(request),
                     headers=self._headers(request, token, "identity"),
@@ -207,7 +219,7 @@ class Transport:
                     server_hostname=self._config.server_name,
                     allow_redirects=False,
                 )
-        self._observe(response, attempt)
+            self._observe(response, attempt)
         return response
 
     @contextmanager
@@ -217,7 +229,7 @@ class Transport:
         try:
             yield
         except (aiohttp.ClientError, TimeoutError, OSError, zlib.error) as err:
-            raise _failure(str(request), err, sent=attempt.is_sent) from err
+            raise _failure(str(request), err) from err
         finally:
             spent = self._clock.monotonic() - started
             metrics.REST_REQUESTS.labels(attempt.code, request.method, self._host).inc()
@@ -226,12 +238,22 @@ class Transport:
     async def _tls_context(self) -> ssl.SSLContext | bool:
         return True if self._tls is None else await self._tls.context()
 
-    async def _token(self) -> Token | None:
-        return None if self._credentials is None else await self._credentials.current()
+    async def _token(
+        self, request: Request, ends: float, rejected: Token | None = None
+    ) -> Token | None:
+        """The token to send; another than ``rejected`` if there is one."""
+        if self._credentials is None:
+            return None
+        try:
+            async with self._until(ends):
+                if rejected is None:
+                    return await self._credentials.current()
+                return await self._credentials.replace(rejected)
+        except TimeoutError as err:
+            raise _failure(f"{request}: no credentials", err) from err
 
-    async def _reload(self, rejected: Token | None) -> None:
-        if self._credentials is not None:
-            await self._credentials.replace(rejected)
+    def _until(self, ends: float) -> asyncio.Timeout:
+        return asyncio.timeout(max(0.0, ends - self._clock.monotonic()))
 
     def _url(self, request: Request) -> URL:
         query = f"?{urlencode(request.query)}" if request.query else ""
@@ -330,7 +352,7 @@ class _ResponseLines:
             try:
                 chunk = await self._response.content.readany()
             except (aiohttp.ClientError, TimeoutError, OSError) as err:
-                raise _failure(self._what, err, sent=True) from err
+                raise _failure(self._what, err) from err
             if not chunk:
                 raise StopAsyncIteration
             if (size := self._buffer.feed(chunk)) > LINE_LIMIT:
@@ -362,10 +384,8 @@ async def _error_body(response: aiohttp.ClientResponse) -> bytes:
     return data
 
 
-def _failure(what: str, err: BaseException, *, sent: bool) -> TransportError:
-    failure = TransportError(f"{what}: {str(err) or 'timed out'} ({type(err).__name__})")
-    failure.sent = sent
-    return failure
+def _failure(what: str, err: BaseException) -> TransportError:
+    return TransportError(f"{what}: {str(err) or 'timed out'} ({type(err).__name__})")
 
 
 def _session(agent: str, limit: int, proxy: str | None) -> aiohttp.ClientSession:

@@ -181,13 +181,13 @@ def run(*, keep: bool, folder: Path | None, environ: Mapping[str, str]) -> int:
     folder = folder or lifecycle.default_folder()
     try:
         if lifecycle.status(folder) is not None:
-            raise DemoFailed(f"a sandbox is up in {folder}: kaito sandbox down ends it")
+            raise DemoFailed(f"a sandbox is up in {folder}. End it: {_down(folder)}")
         _show(Board(console, SystemClock()), folder, environ, keep=keep)
     except KeyboardInterrupt:
         console.print("interrupted: everything that was started is stopped", style="dim")
         return 130
     except SandboxError as err:
-        console.print(
+        Console(stderr=True).print(
             f"demo failed: {err}", style="red", highlight=False, markup=False, soft_wrap=True
         )
         return 1
@@ -218,19 +218,21 @@ def _show(board: Board, folder: Path, environ: Mapping[str, str], *, keep: bool)
         done = True
     finally:
         if not (keep and done):
-            lifecycle.down(folder)
+            lifecycle.down(folder, keep_logs=not done)
     if keep:
         board.say("\nLeft up. For kubectl in this shell:\n")
         for name, value in exports.items():
             board.say(f"export {name}={shlex.quote(value)}")
-        board.say(f"\nThe operator's log: {folder / OPERATOR_LOG}\nEnd it: {_kaito()} sandbox down")
+        board.say(f"\nThe operator's log: {folder / OPERATOR_LOG}\nEnd it: {_down(folder)}")
     else:
         board.say("\nEverything is stopped, nothing is left.")
 
 
-def _kaito() -> str:
-    """How this shell calls the program: the environment's bin folder may not be on its PATH."""
-    return shutil.which("kaito") or str(Path(sys.executable).with_name("kaito"))
+def _down(folder: Path) -> str:
+    """The command that ends it, as this shell has to spell it."""
+    program = shutil.which("kaito") or str(Path(sys.executable).with_name("kaito"))
+    where = "" if folder == lifecycle.default_folder() else f" --dir {shlex.quote(str(folder))}"
+    return f"{program} sandbox down{where}"
 
 
 async def _walk(

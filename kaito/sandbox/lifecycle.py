@@ -21,7 +21,7 @@ import msgspec
 import kaito
 from kaito.sandbox.binaries import Progress, ensure
 from kaito.sandbox.errors import SandboxError
-from kaito.sandbox.plan import DATA, Message, Plan
+from kaito.sandbox.plan import DATA, OPERATOR_LOG, Message, Plan
 from kaito.sandbox.processes import Identity, identity, last_lines, send, wait_gone
 from kaito.sandbox.state import State, clear_state, read_state
 
@@ -29,7 +29,9 @@ __all__ = ["SandboxError", "default_folder", "down", "status", "up"]
 
 _LOG = "supervisor.log"
 _BIN = "bin"
-_STOP_SECONDS = 20.0
+_LOCK = "lock"
+_MARK = ".kaito-sandbox"
+_STOP_SECONDS = 40.0
 _KILL_SECONDS = 5.0
 
 
@@ -83,19 +85,26 @@ def up(
         return _with_kubectl(state.exports, folder, environ)
 
 
-def down(folder: Path | None = None) -> bool:
+def down(folder: Path | None = None, *, keep_logs: bool = True) -> bool:
     """Stop the sandbox and remove its data; False when none was running.
 
+    ``keep_logs`` false: the logs go too, and so does the folder unless others use it.
+
     Raises:
-        SandboxError: the folder is not ours.
+        SandboxError: the folder is not a sandbox's.
     """
     folder = (folder or default_folder()).absolute()
-    if not folder.exists():
+    if not folder.is_dir() or not any(folder.iterdir()):
         return False
     _claim(folder)
     with _locked(folder):
         state = status(folder)
         _clean(folder, state)
+        if not keep_logs:
+            for name in (_LOG, OPERATOR_LOG, _LOCK, _MARK):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others keep something here
+                folder.rmdir()
         return state is not None
 
 
@@ -125,15 +134,27 @@ def _with_kubectl(
 
 
 def _claim(folder: Path) -> None:
-    """The folder holds keys of a cluster: it must be ours alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat(follow_symlinks=False).st_uid != os.getuid():
-        raise SandboxError(f"{folder} belongs to another user: choose another with --dir")
+    """Mark a new or empty folder as a sandbox's; only in a marked one is anything ever removed.
+
+    It holds keys of a cluster, so it must be this user's, too.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat(follow_symlinks=False).st_uid != os.getuid():
+            raise SandboxError(f"{folder} belongs to another user: choose another with --dir")
+        if any(folder.iterdir()) and not (folder / _MARK).is_file():
+            raise SandboxError(
+                f"{folder} holds something that is no sandbox's: choose a new or empty folder "
+                "with --dir"
+            )
+        (folder / _MARK).touch(mode=0o600)
+    except OSError as err:
+        raise SandboxError(f"{folder} cannot be a sandbox's folder: {err}") from err
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("a") as file:
+    with (folder / _LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -36,7 +36,7 @@ from kaito.sandbox.state import State, clear_state, write_state
 
 _LABEL_CLUSTER = "kubernetes.azure.com/cluster"
 _CLIENT_ID = "5a0d0000-0000-4000-8000-000000000003"
-_OPERATOR_GRACE_SECONDS = 10.0
+_OPERATOR_GRACE_SECONDS = 25.0  # over the grace that it gives itself
 _LAUNCH_RETRY_MAX_SECONDS = 3  # hours are right for a real cloud's quota; here people look on
 
 log = structlog.get_logger()

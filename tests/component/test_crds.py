@@ -77,6 +77,11 @@ REFUSED_ON_CREATE = {
         "resource.count",
         "greater than or equal to 1",
     ),
+    "count 1001": (
+        {"resource": RESOURCE | {"count": 1001}, "inference": INFERENCE},
+        "resource.count",
+        "less than or equal to 1000",
+    ),
     "neither inference nor tuning": ({"resource": RESOURCE}, "", "inference or tuning"),
     "inference and tuning": (
         {"resource": RESOURCE, "inference": INFERENCE, "tuning": TUNING},

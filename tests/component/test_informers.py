@@ -220,7 +220,7 @@ async def test_a_kind_whose_crd_comes_and_goes_is_synced_emptied_and_synced_agai
 
 
 async def test_a_reconcile_sees_what_it_wrote(real_kube: KubeClient, namespace: str) -> None:
-    """A1, A2, A4, G16: a hundred passes that each create what they do not see make a hundred."""
+    """A1, A2, A4: a hundred passes that each create what they do not see make a hundred."""
     clock = SystemClock()
     informers = InformerSet(real_kube, clock=clock)
     informer = informers.informer(CONFIGMAPS, namespace=namespace, indexes={"owner": owned})
@@ -238,8 +238,7 @@ async def test_a_reconcile_sees_what_it_wrote(real_kube: KubeClient, namespace: 
                 await fresh.wait()
             assert len(informer.lister.by_index("owner", "me")) == number
             body = configmap(namespace, f"made-{number}", owner="me")
-            made = await real_kube.create(CONFIGMAPS, body)
-            assert freshness.is_echo(owner, CONFIGMAPS, made)
+            await real_kube.create(CONFIGMAPS, body)
     CURRENT.reset(token)
 
 

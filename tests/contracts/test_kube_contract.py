@@ -463,11 +463,12 @@ async def test_every_write_is_told_before_its_caller_hears(
     assert waiting is not None
     uid, version = made.metadata.uid, made.metadata.resource_version
     assert told[:3] == [
-        Written(CONFIGMAPS, namespace, "a", uid, version),
+        Written(CONFIGMAPS, namespace, "a", uid, version, exclusive=True),
         Written(CONFIGMAPS, namespace, "a", "", None),  # whose it is, a read tells
         Written(CONFIGMAPS, namespace, "a", uid, waiting.metadata.resource_version),
     ]
     assert [(w.name, w.deleted) for w in told[3:]] == [("a", False), ("b", False), ("b", True)]
+    assert [w.exclusive for w in told[3:]] == [False, True, False]
     assert told[5].uid == told[4].uid
 
 

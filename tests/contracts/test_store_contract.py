@@ -54,7 +54,7 @@ def run(steps: list[Step]) -> tuple[Store[Thing], dict[tuple[str, str], Thing]]:
     for version, step in enumerate(steps, start=1):
         obj = made(step, version)
         if step.is_delete:
-            store.remove(obj)
+            store.remove(obj.metadata.key, obj)
             truth.pop(obj.metadata.key, None)
         else:
             store.apply(obj)

@@ -66,6 +66,7 @@ def test_the_demo_walks_the_road_and_shows_the_bill(tmp_path: Path) -> None:
     assert "$ kubectl get workspace,machine,node,deploy,svc" in out
     assert "VMs created 1, left 0, most at one time 1" in out
     assert processes_of(tmp_path) == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_kept_it_stays_up_and_says_how_to_use_and_end_it(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_kept_it_stays_up_and_says_how_to_use_and_end_it(tmp_path: Path) -> None
             [*KAITO, "sandbox", "demo", "--dir", str(folder)], capture_output=True, text=True
         )
         assert second.returncode == 1
-        assert "kaito sandbox down" in second.stdout
+        assert f"kaito sandbox down --dir {folder}" in second.stderr
     finally:
         stop_sandbox(folder)
     assert processes_of(tmp_path) == []

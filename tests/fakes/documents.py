@@ -101,7 +101,6 @@ def patched(body: Body, operations: Sequence[Mapping[str, Any]]) -> Body:
             raise PatchTestFailed(
                 f"{operation['op']} {operation['path']} does not hold",
                 status=422,
-                api_reason="Invalid",
             ) from err
     return body
 

@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 from kaito.api.meta import ApiObject
 from kaito.errors import (
     AlreadyExists,
+    ApiError,
     Conflict,
     InvalidRequest,
     KaitoError,
     KindNotServed,
     NotFound,
-    ServerUnavailable,
-    TransportError,
 )
 from kaito.kube import requests
 from kaito.kube.client import Written
@@ -184,7 +183,7 @@ class FakeKube:
 
         def change() -> Body:
             if key in self._store.objects:
-                raise AlreadyExists(f"{key} exists", status=409, api_reason="AlreadyExists")
+                raise AlreadyExists(f"{key} exists", status=409)
             if has_status(kind) and kind.plural != "nodes":  # a node registers with its status
                 body.pop("status", None)
             for given_by_server in ("uid", "resourceVersion", "creationTimestamp", "generation"):
@@ -277,7 +276,7 @@ class FakeKube:
         def change() -> Body:
             old = self._store.existing(key)
             if uid is not None and old["metadata"]["uid"] != uid:
-                raise Conflict(f"{key} is not {uid}", status=409, api_reason="Conflict")
+                raise Conflict(f"{key} is not {uid}", status=409)
             new = copy.deepcopy(old)
             new["metadata"].setdefault("deletionTimestamp", self._store.now())
             new["metadata"].setdefault("deletionGracePeriodSeconds", 0)
@@ -346,16 +345,20 @@ class FakeKube:
         key = (call.namespace, call.name)
         try:
             lost = await self._begin(call)
+            is_new = (call.kind, *key) not in self._store.objects
             body = change()
             if lost is not None:
                 raise lost
-        except (AlreadyExists, ServerUnavailable, TransportError):
-            self._report(Written(kind, *key, "", None))
+        except ApiError as err:
+            if err.may_be_done:
+                self._report(Written(kind, *key, "", None))
             raise
         meta = body["metadata"]
         is_gone = call.method == "delete" and not left
         version = "" if is_gone else meta["resourceVersion"]
-        self._report(Written(kind, *key, meta["uid"], version, is_gone))
+        sent = call.body.get("metadata", {}) if isinstance(call.body, Mapping) else {}
+        exclusive = is_new or sent.get("resourceVersion", version) != version
+        self._report(Written(kind, *key, meta["uid"], version, is_gone, exclusive))
         return kind.decode(encoded(body))
 
     def _key(self, kind: Kind[Any], manifest: Mapping[str, Any]) -> ObjectKey:

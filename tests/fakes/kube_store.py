@@ -69,10 +69,10 @@ class ObjectStore:
     ) -> Body:
         old = self.objects.get(key)
         if uid is not None and (old is None or old["metadata"]["uid"] != uid):
-            raise Conflict(f"{key} is not {uid}", status=409, api_reason="Conflict")
+            raise Conflict(f"{key} is not {uid}", status=409)
         version = manifest["metadata"].get("resourceVersion")
         if version and (old is None or old["metadata"]["resourceVersion"] != version):
-            raise Conflict(f"{key} was modified", status=409, api_reason="Conflict")
+            raise Conflict(f"{key} was modified", status=409)
         wanted = leaves({k: v for k, v in manifest.items() if k != "status"})
         wanted.pop(("metadata", "resourceVersion"), None)
         self._take(key, manager, wanted, old or {}, force=force)
@@ -94,9 +94,9 @@ class ObjectStore:
         new = change(copy.deepcopy(old))
         was, now = old["metadata"], new["metadata"]
         if now.get("uid", was["uid"]) != was["uid"]:
-            raise Conflict(f"{key} is not {now['uid']}", status=422, api_reason="Invalid")
+            raise Conflict(f"{key} is not {now['uid']}", status=422)
         if now.get("resourceVersion", was["resourceVersion"]) != was["resourceVersion"]:
-            raise Conflict(f"{key} was modified", status=409, api_reason="Conflict")
+            raise Conflict(f"{key} was modified", status=409)
         if subresource == "status":
             new = {**copy.deepcopy(old), "status": new.get("status", {})}
             now = new["metadata"]
@@ -110,9 +110,7 @@ class ObjectStore:
         added = set(now.get("finalizers") or ()) - set(was.get("finalizers") or ())
         if "deletionTimestamp" in was and added:
             cause = Cause("metadata.finalizers", "FieldValueForbidden", "no new finalizers")
-            raise InvalidRequest(
-                f"{key}: {cause.message}", status=422, api_reason="Invalid", causes=[cause]
-            )
+            raise InvalidRequest(f"{key}: {cause.message}", status=422, causes=[cause])
         return self.put(key, old, new)
 
     def _take(
@@ -135,9 +133,7 @@ class ObjectStore:
                 if force:
                     del owned[path]
         if causes and not force:
-            raise ApplyConflict(
-                f"{key}: conflicts", status=409, api_reason="Conflict", causes=causes
-            )
+            raise ApplyConflict(f"{key}: conflicts", status=409, causes=causes)
 
     def put(self, key: ObjectKey, old: Body | None, new: Body) -> Body:
         """The one place where an object changes."""
@@ -170,7 +166,7 @@ class ObjectStore:
 
     def existing(self, key: ObjectKey) -> Body:
         if key not in self.objects:
-            raise NotFound(f"{key} is not there", status=404, api_reason="NotFound")
+            raise NotFound(f"{key} is not there", status=404)
         return self.objects[key]
 
     def now(self) -> str:

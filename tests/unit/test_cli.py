@@ -54,6 +54,14 @@ def test_bad_settings_end_with_two_and_name_the_flag(flags, named, monkeypatch):
     assert named in done.stderr
 
 
+def test_no_cluster_at_all_is_said_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    done = RUNNER.invoke(app, ["operator", "--controllers=workspace"])
+    assert done.exit_code == 2
+    assert "--kubeconfig (KAITO_KUBECONFIG)" in done.stderr
+
+
 def test_down_without_a_sandbox_says_so(tmp_path):
     done = RUNNER.invoke(app, ["sandbox", "down", "--dir", str(tmp_path / "none")])
     assert done.exit_code == 0

@@ -63,6 +63,8 @@ def test_a_trailing_slash_of_the_arm_address_is_dropped():
         ({"feature-gates": "Karpentr=true"}, "--feature-gates"),
         ({"feature-gates": "Karpenter=true"}, "--feature-gates"),
         ({"node-api": "nodeclaim"}, "--node-api"),
+        ({"cloud-provider": "aws"}, "--provisioner"),
+        ({"service-account-dir": "/nope"}, "--service-account-dir"),
         ({"webhook": "true"}, "--webhook"),
         ({"cloud-provider": "gcp"}, "--cloud-provider"),
         ({"provisioner": "karpenter"}, "--provisioner"),

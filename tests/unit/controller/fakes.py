@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kaito.api.meta import ObjectMeta
+from kaito.api.meta import Key, ObjectMeta
 from kaito.errors import AlreadyExists, Conflict, NotFound
+from kaito.informers.handlers import Change
 from kaito.kube.resources import Kind
 
 
@@ -26,7 +27,7 @@ THINGS: Kind[Thing] = Kind("", "v1", "Thing", "things", True, lambda raw: Thing(
 
 
 class FakeInformer:
-    """An informer that a test feeds by hand."""
+    """An informer that a test feeds by hand. What it was told of is there for later handlers."""
 
     def __init__(self, *, synced: bool = True) -> None:
         self.kind = THINGS
@@ -36,6 +37,7 @@ class FakeInformer:
         self.last_error: str | None = None
         self.silent = 0.0
         self.handlers: list[Callable[[Any], None]] = []
+        self.objects: dict[Key, Any] = {}
         self.synced = asyncio.Event()
         if synced:
             self.synced.set()
@@ -48,13 +50,19 @@ class FakeInformer:
         return self.silent
 
     def add_handler(self, handler: Callable[[Any], None]) -> Callable[[], None]:
+        for obj in self.objects.values():
+            handler(Change(None, obj, initial=True))
         self.handlers.append(handler)
         return lambda: self.handlers.remove(handler)
 
     async def wait_synced(self) -> None:
         await self.synced.wait()
 
-    def tell(self, change: Any) -> None:
+    def tell(self, change: Change[Any]) -> None:
+        key = change.obj.metadata.key
+        self.objects.pop(key, None)
+        if change.new is not None:
+            self.objects[key] = change.new
         for handler in self.handlers:
             handler(change)
 

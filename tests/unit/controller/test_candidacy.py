@@ -152,33 +152,6 @@ async def test_candidates_try_each_two_to_four_seconds(
     assert server.calls.count("GET") == tries
 
 
-async def test_a_release_seen_by_the_watch_is_taken_at_once(
-    server: FakeApiServer, clock: FakeClock
-) -> None:
-    """E7, E19: no time passes between the release and the takeover."""
-    a = Candidate(server, clock, "a")
-    b = Candidate(server, clock, "b", uniform=lambda: 1.0)
-    async with running(a, b):
-        await clock.advance(6.5)
-        a.core.stop()
-        await settle(60)
-        assert not a.core.is_leader
-        assert b.core.is_leader
-    assert spec(server)["holderIdentity"] == "b"
-
-
-async def test_without_a_watch_a_release_is_found_by_polling(
-    server: FakeApiServer, clock: FakeClock
-) -> None:
-    """E7: up to 4.4 s."""
-    a = Candidate(server, clock, "a")
-    b = Candidate(server, clock, "b", uniform=lambda: 1.0, watching=False)
-    async with running(a, b):
-        a.core.stop()
-        await clock.advance(4.4)
-        assert b.core.is_leader
-
-
 async def test_one_conflict_costs_one_read(server: FakeApiServer, clock: FakeClock) -> None:
     """E8, E11, E13: create, PUT, PUT(409), GET, PUT; what others wrote on it survives."""
     slow_path = ("leader_election_slowpath_total", {"name": "leader"})
@@ -230,6 +203,39 @@ async def test_a_write_of_an_earlier_round_is_not_counted_from_now(
         await clock.advance(0.2)
         assert server.calls == ["GET", "POST", "PUT", "GET", "PUT"]
         assert parse_rfc3339(spec(server)["renewTime"]) == clock.now() - 0.1
+
+
+async def test_every_renewal_is_observed_however_it_ended(
+    server: FakeApiServer, clock: FakeClock
+) -> None:
+    """E9, M12: the failed and hung ones are what the histogram is looked at for."""
+    name = "leader_election_renew_seconds"
+    before = {what: REGISTRY.get_sample_value(f"{name}_{what}") or 0 for what in ("count", "sum")}
+    a = Candidate(server, clock)
+    async with running(a):
+        await clock.advance(2)
+        a.client.before = _refuse
+        await clock.advance(2)
+        a.client.before = lambda _: clock.sleep(1000)
+        await clock.advance(2 + 5)
+        assert (REGISTRY.get_sample_value(f"{name}_count") or 0) - before["count"] == 3
+        assert (REGISTRY.get_sample_value(f"{name}_sum") or 0) - before["sum"] == 5
+
+
+def test_the_slow_path_is_counted_from_zero(clock: FakeClock) -> None:
+    """M12"""
+    Candidacy(
+        namespace="n",
+        name="unseen",
+        identity="a",
+        clock=clock,
+        lease_seconds=15,
+        renew_deadline=10,
+        retry=2,
+        on_change=lambda _: None,
+        on_new_leader=lambda _: None,
+    )
+    assert REGISTRY.get_sample_value("leader_election_slowpath_total", {"name": "unseen"}) == 0
 
 
 async def test_a_create_whose_answer_was_lost_needs_no_wait(

@@ -31,8 +31,9 @@ class FakeFreshness:
     def track(self, informer: Any) -> None:
         self.tracked = informer
 
-    def is_echo(self, owner: tuple[str, Key], kind: Any, obj: Thing) -> bool:
-        return (owner[1][1], obj.metadata.resource_version) in self.echoes
+    def is_echo(self, owner: tuple[str, Key], kind: Any, change: Change[Thing]) -> bool:
+        new = change.new
+        return new is not None and (owner[1][1], new.metadata.resource_version) in self.echoes
 
     def pending(self, owner: tuple[str, Key]) -> bool:
         return owner in self.waiting
@@ -167,12 +168,16 @@ async def test_changes_overtake_the_first_list_and_resyncs(clock: FakeClock) -> 
     log, informer = Log(), FakeInformer()
     controller = make(log, clock, workers=1)
     controller.watch(cast(Any, informer), own_key)
-    informer.tell(Change(None, Thing("listed"), initial=True))
-    informer.tell(Change(Thing("resynced", "3"), Thing("resynced", "3")))
-    informer.tell(Change(None, Thing("new")))
+    log.gate.clear()
     async with running(controller):
+        controller.enqueue(("", "first"))
+        await settle()
+        informer.tell(Change(None, Thing("listed"), initial=True))
+        informer.tell(Change(Thing("resynced", "3"), Thing("resynced", "3")))
+        informer.tell(Change(None, Thing("new")))
+        log.gate.set()
         await settle(50)
-    assert log.names == ["new", "listed", "resynced"]
+    assert log.names == ["first", "new", "listed", "resynced"]
 
 
 async def test_so_many_workers_and_never_one_key_twice(clock: FakeClock) -> None:
@@ -210,6 +215,66 @@ async def test_work_starts_only_when_every_source_synced(clock: FakeClock) -> No
         second.synced.set()
         await settle()
         assert log.names == ["a"]
+
+
+async def test_a_standby_keeps_nothing_and_starts_from_what_is_there(clock: FakeClock) -> None:
+    """M2: however many objects came and went meanwhile."""
+    log, informer = Log(), FakeInformer()
+    controller = make(log, clock)
+    controller.watch(cast(Any, informer), own_key)
+    for i in range(100):
+        informer.tell(Change(None, Thing(f"gone-{i}")))
+        informer.tell(Change(Thing(f"gone-{i}"), None))
+    informer.tell(Change(None, Thing("here")))
+    assert len(controller._queue) == len(controller._arrived) == 0
+    async with running(controller):
+        await settle()
+        informer.tell(Change(Thing("here"), None))
+        await settle()
+    assert log.names == ["here", "here"]
+
+
+async def test_time_as_a_standby_is_no_latency(clock: FakeClock) -> None:
+    """C20, Q16: keys wait for a worker from the start on, not from before."""
+    informer = FakeInformer()
+    controller = Controller("standby", Log(), clock=clock)
+    controller.watch(cast(Any, informer), own_key)
+    informer.tell(Change(None, Thing("a")))
+    controller.enqueue(("", "b"))
+    controller.enqueue(("", "c"), after=5)
+    await clock.advance(36_000)
+    async with running(controller):
+        await settle()
+    labels = {"controller": "standby"}
+    queued = {"name": "standby", **labels}
+    assert REGISTRY.get_sample_value("event_to_reconcile_seconds_sum", labels) == 0
+    assert REGISTRY.get_sample_value("event_to_reconcile_seconds_count", labels) == 3
+    assert REGISTRY.get_sample_value("workqueue_queue_duration_seconds_sum", queued) == 0
+
+
+def test_the_series_of_a_stale_cache_are_there_from_the_start(clock: FakeClock) -> None:
+    """M12"""
+    Controller("unseen", Log(), clock=clock)
+    for what in ("waits", "timeouts"):
+        name = f"controller_stale_cache_{what}_total"
+        assert REGISTRY.get_sample_value(name, {"controller": "unseen"}) == 0
+
+
+async def test_a_reconcile_that_returns_nothing_leaves_the_controller(clock: FakeClock) -> None:
+    """C4"""
+    tries: list[Key] = []
+
+    async def reconcile(key: Key) -> Result:
+        tries.append(key)
+        return cast(Result, None)
+
+    controller = make(reconcile, clock)
+    with capture_logs():
+        async with running(controller):
+            controller.enqueue(("", "a"))
+            await settle()
+            await clock.advance(0.01)
+    assert tries == [("", "a")] * 2
 
 
 async def test_each_run_has_a_context_of_its_own(clock: FakeClock) -> None:

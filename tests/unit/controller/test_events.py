@@ -178,6 +178,63 @@ async def test_what_may_pass_is_tried_again_every_ten_seconds(
     assert [event["note"] for event in desk.events] == ["next"]
 
 
+async def test_events_that_fail_do_not_hold_up_the_others(desk: Desk, clock: FakeClock) -> None:
+    """V2, V3: a webhook that refuses one namespace costs the other namespaces nothing."""
+    refused = 0
+
+    def refuse(_: str) -> None:
+        nonlocal refused
+        refused += 1
+        if refused <= 5:
+            raise ServerUnavailable("the webhook of that namespace", status=500)
+
+    desk.client.before = refuse
+    async with desk.sending():
+        for i in range(5):
+            desk.say(f"bad {i}")
+        desk.say("good")
+        await settle()
+        assert [event["note"] for event in desk.events] == ["good"]
+        await clock.advance(10)
+    assert len(desk.events) == 6
+
+
+async def test_a_delayed_event_is_one_event_however_often_it_is_said(
+    desk: Desk, clock: FakeClock
+) -> None:
+    """V1, V3: the count goes with the next try."""
+    fails = iter([TransportError("reset")])
+
+    def lose(_: str) -> None:
+        if error := next(fails, None):
+            raise error
+
+    desk.client.before = lose
+    async with desk.sending():
+        desk.say()
+        await settle()
+        desk.say()
+        desk.say()
+        await settle()
+        assert desk.server.calls == ["POST"]
+        await clock.advance(10)
+        assert desk.server.calls == ["POST", "POST", "PATCH"]
+    assert desk.events[0]["series"]["count"] == 3
+
+
+async def test_half_a_character_is_told_as_a_question_mark(desk: Desk) -> None:
+    """V2, V4: a lone surrogate in an error's text has no bytes."""
+    async with desk.sending():
+        desk.say("what \ud800 is", reason="Odd\udfff")
+    assert [(e["note"], e["reason"]) for e in desk.events] == [("what ? is", "Odd?")]
+
+
+def test_every_outcome_is_there_from_the_start() -> None:
+    """M12"""
+    for outcome in ("created", "patched", "dropped_full", "dropped_spam", "failed"):
+        assert REGISTRY.get_sample_value("events_sent_total", {"outcome": outcome}) is not None
+
+
 @pytest.mark.parametrize("error", [Forbidden("no"), NotLeader("fenced")])
 async def test_what_is_refused_is_dropped(desk: Desk, error: Exception) -> None:
     """V3, V9"""
@@ -327,6 +384,22 @@ async def test_flush_gives_up_in_time(desk: Desk, clock: FakeClock) -> None:
             assert not flush.done()
             await clock.advance(0.2)
             assert flush.done()
+
+
+async def test_flush_tries_once_what_waits_for_its_next_try(desk: Desk, clock: FakeClock) -> None:
+    """V9: it is not waited for; the second event would not come before the timeout."""
+
+    def fail(_: str) -> None:
+        raise TransportError("reset")
+
+    desk.client.before = fail
+    async with desk.sending():
+        desk.say("one")
+        await settle()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(desk.recorder.flush(5))
+        assert desk.server.calls == ["POST", "POST"]
+    assert all(timer.callback is None for _, _, timer in clock._timers)
 
 
 def test_the_decoder_reads_what_an_answer_needs() -> None:

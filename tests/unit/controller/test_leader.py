@@ -160,15 +160,68 @@ def fenced() -> float:
     return REGISTRY.get_sample_value("controller_fenced_writes_total") or 0
 
 
-async def test_a_failing_election_is_told(server: FakeApiServer) -> None:
-    """P4: the elector's end is never silent."""
+@pytest.mark.parametrize(
+    ("failure", "ending"), [(ValueError, LeadershipLost), (InvalidSettings, InvalidSettings)]
+)
+async def test_a_failing_election_is_told(
+    server: FakeApiServer, failure: type[Exception], ending: type[Exception]
+) -> None:
+    """P4, M13: the elector's end is never silent, and an error of the tree stays what it is."""
     replica = Replica(server)
-    replica.failure = InvalidSettings("no such certificate")
+    replica.failure = failure("no such certificate")
     with capture_logs():
         async with replica as elector:
             error = await elector.lost()
-    assert isinstance(error, LeadershipLost)
+    assert type(error) is ending
     assert "no such certificate" in str(error)
+
+
+async def test_release_while_connecting_does_not_wait(server: FakeApiServer) -> None:
+    """M5, style 23: a credential that is never read must not hold up the stop."""
+    connecting = threading.Event()
+
+    async def hang() -> KubeClient:
+        connecting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    replica = Replica(server)
+    replica.elector._connect = hang
+    replica.elector.start()
+    await in_time(connecting.is_set)
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            await replica.elector.release()
+    assert [entry["log_level"] for entry in logs] == ["debug"]
+    assert not replica.elector._threads
+    assert isinstance(await replica.elector.lost(), LeadershipLost)
+
+
+async def test_release_leaves_behind_what_does_not_end(server: FakeApiServer) -> None:
+    """M5, style 23: 5 s after the renew deadline."""
+    clock, closing, let_go = FakeClock(), threading.Event(), threading.Event()
+
+    async def hang() -> None:
+        closing.set()
+        await asyncio.get_running_loop().run_in_executor(None, let_go.wait)
+
+    replica = Replica(server, clock, lease_seconds=15, renew_deadline=10, retry=2)
+    replica.client.close = hang  # type: ignore[method-assign]
+    replica.elector.start()
+    threads = tuple(replica.elector._threads)
+    with capture_logs() as logs:
+        await replica.elector.acquired()
+        async with asyncio.TaskGroup() as group:
+            release = group.create_task(replica.elector.release())
+            await in_time(closing.is_set)
+            await clock.advance(14.9)
+            assert not release.done()
+            await clock.advance(0.2)
+            assert release.done()
+    let_go.set()
+    for thread in threads:
+        thread.join()
+    assert "election does not end: left behind" in [entry["event"] for entry in logs]
 
 
 async def test_release_before_start_is_nothing(server: FakeApiServer) -> None:

@@ -60,16 +60,20 @@ class Stage:
         return run
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[asyncio.Task[None]]:
-        """Stops the manager in the end; its error is the block's."""
-        with capture_logs():
+    async def running(self, said: list[Any] | None = None) -> AsyncIterator[asyncio.Task[None]]:
+        """Stops the manager in the end; its error is the block's. ``said``: gets the log."""
+        with capture_logs() as logs:
             task = asyncio.get_running_loop().create_task(self.manager.run(self.stop))
             await settle()
             try:
                 yield task
             finally:
                 self.stop.set()
-            await task
+            try:
+                await task
+            finally:
+                if said is not None:
+                    said += logs
 
 
 class FakeElector:
@@ -294,7 +298,7 @@ async def test_controllers_finish_their_keys_within_the_grace(clock: FakeClock) 
         controller.enqueue(("ns", "a"))
         await settle()
         stage.stop.set()
-        await clock.advance(29)
+        await clock.advance(19)
         assert controller.running == (("ns", "a"),)
         assert "leading stopped" not in stage.diary
         gate.set()
@@ -302,18 +306,44 @@ async def test_controllers_finish_their_keys_within_the_grace(clock: FakeClock) 
 
 
 async def test_what_exceeds_the_grace_is_cancelled_and_named(clock: FakeClock) -> None:
-    """C10, M5"""
-    stage = Stage(clock)
+    """C10, M5: it alone; what was told to stop only after that is not to blame."""
+    stage = Stage.whole(clock)
+    stage.synced.set()
+    stage.won.set()
     controller = busy_controller(clock, asyncio.Event())
     stage.manager.add_controller(controller)
+    said: list[Any] = []
     with pytest.raises(StopTimeout, match=r"things \(ns/a, ns/b\)"):  # noqa: PT012 - see above
-        async with stage.running():
+        async with stage.running(said):
             controller.enqueue(("ns", "a"))
             controller.enqueue(("ns", "b"))
             await settle()
             stage.stop.set()
-            await clock.advance(30)
+            await clock.advance(20)
     assert controller.running == ()
+    assert len([entry for entry in said if entry["event"] == "stopping on failure"]) == 1
+    assert stage.diary[-1] == "lease released"
+
+
+async def test_leadership_lost_during_the_grace_ends_it_and_is_raised(clock: FakeClock) -> None:
+    """E14: no reconcile goes on, and the process does not end as clean."""
+    stage = Stage.whole(clock)
+    stage.synced.set()
+    stage.won.set()
+    controller = busy_controller(clock, asyncio.Event())
+    stage.manager.add_controller(controller)
+    with pytest.raises(LeadershipLost):  # noqa: PT012 - see above
+        async with stage.running():
+            controller.enqueue(("ns", "a"))
+            await settle()
+            stage.stop.set()
+            await settle()
+            assert controller.running == (("ns", "a"),)
+            stage.over.set_result(LeadershipLost("rival"))
+            await settle()
+            assert controller.running == ()
+    assert not any(line.startswith("events") for line in stage.diary)
+    assert stage.diary[-1] == "lease released"
 
 
 async def test_no_grace_cancels_at_once_and_a_negative_one_waits(clock: FakeClock) -> None:
@@ -390,7 +420,7 @@ async def test_being_cancelled_it_stops_in_order_too(clock: FakeClock) -> None:
 
 
 async def test_readiness_says_which_cache_is_missing_or_stale(clock: FakeClock) -> None:
-    """M9, M14: an optional kind that is not served does not count; a standby is ready."""
+    """M9, M14: also one whose CRD vanished, unless it is optional; a standby is ready."""
     stage = Stage(clock)
     probes = FakeProbes(stage)
     stage.manager = Manager(clock=clock, probes=cast(Any, probes))
@@ -407,4 +437,10 @@ async def test_readiness_says_which_cache_is_missing_or_stale(clock: FakeClock) 
         assert ready() is None
         missing.silent, missing.last_error = 200, None
         assert ready() == "waiting for cache: things (no answer for 200 s)"
+        missing.is_served, missing.silent = False, 0.0
+        assert ready() == "waiting for cache: things (not served)"
+        missing.last_error = "404 list things"
+        assert ready() == "waiting for cache: things (404 list things)"
+        missing.is_served = True
+        assert ready() is None
         assert probes.checks["loop"]() is None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from kaito.controller.probes import Probes
+from kaito.controller.probes import Probes, _Server
 from kaito.errors import InvalidSettings
 
 
@@ -91,7 +93,7 @@ def test_metrics_have_an_address_of_their_own(probes: Probes) -> None:
     with serving(probes):
         status, text = get(probes.metrics_port, "/metrics")
         assert status == 200
-        assert "# TYPE leader_election_master_status gauge" in text
+        assert "# TYPE python_info gauge" in text
         assert "_created" not in text
         assert get(probes.metrics_port, "/healthz")[0] == 404
 
@@ -133,6 +135,54 @@ def test_stop_frees_ports_and_threads(probes: Probes) -> None:
     probes.stop()
     assert threading.active_count() == before
     socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(
+    probes: Probes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """M8, M11"""
+    asked, hung_up, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    def slow() -> str | None:
+        asked.set()
+        hung_up.wait(5)
+        return None
+
+    probes.add_liveness("slow", slow)
+    with serving(probes), capture_logs() as logs:
+        with socket.create_connection(("127.0.0.1", probes.health_port)) as client:
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert asked.wait(5)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        hung_up.set()
+        for thread in set(threading.enumerate()) - before:
+            if not thread.name.startswith("http-"):
+                thread.join(5)
+    assert capsys.readouterr().err == ""
+    assert [entry["log_level"] for entry in logs] == ["debug"]
+
+
+def test_a_thread_that_cannot_be_started_costs_one_request() -> None:
+    """M10: the next probe is answered."""
+
+    class Crowded(_Server):
+        is_crowded = True
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if self.is_crowded:
+                self.is_crowded = False
+                raise RuntimeError("can't start new thread")
+            super().process_request(request, client_address)
+
+    server = Crowded(socket.create_server(("127.0.0.1", 0)), lambda *_: (200, "text/plain", b"ok"))
+    try:
+        with capture_logs() as logs:
+            with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as it comes
+                get(server.server_port, "/")
+            assert get(server.server_port, "/") == (200, "ok")
+        assert [entry["event"] for entry in logs] == ["request dropped"]
+    finally:
+        server.end()
 
 
 @pytest.mark.parametrize("address", [":0", "[::1]:0", "localhost:0"])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
 from prometheus_client import REGISTRY
@@ -20,7 +21,7 @@ from kaito.errors import (
     After,
     Conflict,
     Forbidden,
-    InvalidSpec,
+    InvalidPreset,
     KaitoError,
     NotLeader,
     TooManyRequests,
@@ -68,9 +69,9 @@ def bench(clock: FakeClock, request: pytest.FixtureRequest) -> Bench:
     return Bench(clock, request.node.name)
 
 
-def returns(result: Result) -> Callable[[Key], Awaitable[Result]]:
+def returns(result: Result | None) -> Callable[[Key], Awaitable[Result]]:
     async def reconcile(_: Key) -> Result:
-        return result
+        return cast(Result, result)
 
     return reconcile
 
@@ -89,13 +90,15 @@ def raises(error: BaseException) -> Callable[[Key], Awaitable[Result]]:
         pytest.param(returns(Result(30)), "requeue_after", 30, 0, id="requeue_after"),
         pytest.param(returns(Result(0)), "requeue_after", 0, 0, id="requeue now"),
         pytest.param(raises(Conflict("c")), "error", 0.02, 3, id="backoff"),
+        pytest.param(raises(Forbidden("f")), "error", 1, 3, id="backoff, not at once"),
         pytest.param(raises(TooManyRequests("t", retry_after=7)), "error", 7, 2, id="after"),
-        pytest.param(raises(InvalidSpec("i")), "error", None, 2, id="never"),
+        pytest.param(raises(InvalidPreset("i")), "error", None, 2, id="never"),
         pytest.param(raises(ValueError("v")), "error", 0.02, 3, id="panic"),
+        pytest.param(returns(None), "error", 0.02, 3, id="no result"),
         pytest.param(raises(NotLeader("n")), "error", 0.02, 3, id="not leader"),
         pytest.param(raises(TimeoutError("t")), "error", 0.02, 3, id="own timeout error"),
         pytest.param(
-            returns(Result(9, failure=InvalidSpec("i"))), "error", 9, 2, id="never, with a wish"
+            returns(Result(9, failure=InvalidPreset("i"))), "error", 9, 2, id="never, with a wish"
         ),
         pytest.param(
             returns(Result(9, failure=Conflict("c"))), "error", 0.02, 3, id="backoff, with a wish"
@@ -114,7 +117,7 @@ async def test_an_outcome_puts_the_key_where_it_belongs(
         bench.queue._limiter.when(KEY)
     assert await bench.run(reconcile) == outcome
     assert await bench.due_in() == pytest.approx(due)
-    assert bench.queue.num_requeues(KEY) == requeues
+    assert bench.queue._limiter.num_requeues(KEY) == requeues
 
 
 async def test_backoff_grows_until_a_run_without_error(bench: Bench) -> None:
@@ -129,13 +132,34 @@ async def test_backoff_grows_until_a_run_without_error(bench: Bench) -> None:
     assert waits == pytest.approx([0.005, 0.01, 0.02, 0.005])
 
 
+async def test_a_missing_right_is_asked_for_ever_more_rarely(bench: Bench) -> None:
+    """W9: from 1 s up."""
+    waits = []
+    for _ in range(10):
+        await bench.run(raises(Forbidden("f")))
+        waits.append(await bench.due_in())
+    assert waits == pytest.approx([*[1] * 8, 1.28, 2.56])
+
+
+async def test_attempts_count_on_whatever_the_errors_wait(bench: Bench) -> None:
+    """Style 28, C5: and a long series of known waits makes no later one longer."""
+    slow = raises(TooManyRequests("t", retry_after=7))
+    with capture_logs() as logs:
+        for reconcile in (slow, slow, raises(InvalidPreset("i")), raises(Conflict("c"))):
+            await bench.run(reconcile)
+        assert await bench.due_in() == pytest.approx(0.005)
+        await bench.run(returns(Result()))
+        await bench.run(slow)
+    assert [entry["attempt"] for entry in logs] == [1, 2, 3, 4, 1]
+
+
 async def test_outcomes_are_counted_from_zero(bench: Bench) -> None:
     """M12, C3, C4: all four results are there from the start; a panic is an error too."""
     total = "controller_runtime_reconcile_total"
     for result in ("success", "error", "requeue", "requeue_after"):
         assert REGISTRY.get_sample_value(total, {"controller": bench.name, "result": result}) == 0
     await bench.run(returns(Result()))
-    await bench.run(raises(InvalidSpec("i")))
+    await bench.run(raises(InvalidPreset("i")))
     with capture_logs() as logs:
         await bench.run(raises(ValueError("v")))
     assert bench.count(total, result="success") == 1
@@ -143,7 +167,7 @@ async def test_outcomes_are_counted_from_zero(bench: Bench) -> None:
     assert bench.count("controller_runtime_terminal_reconcile_errors_total") == 1
     assert bench.count("controller_runtime_reconcile_panics_total") == 1
     assert bench.count("controller_runtime_reconcile_time_seconds_count") == 3
-    assert logs[0]["event"] == "reconcile crashed"
+    assert [entry["event"] for entry in logs] == ["reconcile crashed"]
     assert logs[0]["exc_info"]
 
 
@@ -204,8 +228,12 @@ async def test_what_ends_the_process_passes(bench: Bench, error: BaseException) 
     assert bench.count("controller_runtime_reconcile_panics_total") == 0
 
 
-async def test_nothing_of_a_failed_run_is_kept(bench: Bench) -> None:
-    """C9"""
+@pytest.mark.parametrize("error", [ValueError, Conflict])
+@pytest.mark.parametrize("is_raised", [True, False])
+async def test_nothing_of_a_failed_run_is_kept(
+    bench: Bench, error: type[Exception], is_raised: bool
+) -> None:
+    """C9: whatever failed it, raised or returned, no traceback keeps its frames."""
 
     class Snapshot:
         pass
@@ -215,7 +243,13 @@ async def test_nothing_of_a_failed_run_is_kept(bench: Bench) -> None:
     async def fail(_: Key) -> Result:
         snapshot = Snapshot()
         kept.append(weakref.ref(snapshot))
-        raise ValueError(snapshot)
+        if is_raised:
+            raise error(f"about {snapshot}")
+        try:
+            raise Conflict(f"about {snapshot}")
+        except KaitoError as err:
+            failure = err
+        return Result(failure=failure)
 
     gc.disable()
     try:
@@ -234,7 +268,7 @@ async def test_not_leader_is_not_shouted_about(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("error", "level"),
-    [(Conflict("c"), "info"), (Forbidden("f"), "warning"), (InvalidSpec("i"), "error")],
+    [(Conflict("c"), "info"), (Forbidden("f"), "warning"), (InvalidPreset("i"), "error")],
 )
 async def test_a_failure_is_logged_with_its_reason(
     bench: Bench, error: KaitoError, level: str

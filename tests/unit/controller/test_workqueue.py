@@ -304,9 +304,9 @@ async def test_rate_limited_adds_wait_longer_each_time(
     """Q12: forget resets the count only."""
     queue.add_rate_limited("a")
     queue.add_rate_limited("a")
-    assert queue.num_requeues("a") == 2
+    assert queue._limiter.num_requeues("a") == 2
     queue.forget("a")
-    assert queue.num_requeues("a") == 0
+    assert queue._limiter.num_requeues("a") == 0
     await clock.advance(0.005)
     assert await take_all(queue) == ["a"]
 
@@ -341,6 +341,7 @@ async def test_nothing_of_a_key_remains(clock: FakeClock) -> None:
     queue.park(key)
     queue.unpark(key)
     await queue.get()
+    queue.count_failure(key)
     queue.done(key)
     queue.forget(key)
     del key
@@ -407,6 +408,26 @@ async def test_metrics_follow_a_key_through_the_queue(clock: FakeClock) -> None:
     await clock.advance(1)
     assert sample("workqueue_unfinished_work_seconds", "q16") == 0
     assert all(timer.callback is None for _, _, timer in clock._timers)
+
+
+async def test_a_parked_key_is_counted_once(clock: FakeClock) -> None:
+    """Q15, Q16: one add, one wait, one piece of work, however often it was held back."""
+    queue: WorkQueue[str] = WorkQueue(clock=clock, metrics=QueueMetrics("held"))
+    queue.add("a")
+    await clock.advance(1)
+    await queue.get()
+    queue.park("a")
+    await clock.advance(5)
+    assert sample("workqueue_unfinished_work_seconds", "held") == 0
+    queue.unpark("a")
+    await queue.get()
+    await clock.advance(3)
+    queue.done("a")
+    assert sample("workqueue_adds_total", "held") == 1
+    assert sample("workqueue_queue_duration_seconds_count", "held") == 1
+    assert sample("workqueue_queue_duration_seconds_sum", "held") == 1
+    assert sample("workqueue_work_duration_seconds_count", "held") == 1
+    assert sample("workqueue_work_duration_seconds_sum", "held") == 3
 
 
 async def test_beyond_25_priorities_depth_shares_one_series(clock: FakeClock) -> None:

@@ -140,6 +140,7 @@ class FakeKube:
         self.queries: list[dict[str, str]] = []
         self.options: list[dict[str, Any]] = []
         self.version: tuple[int, int] | ApiError = (1, 30)
+        self.hold: asyncio.Event | None = None  # no watch is answered before it is set
 
     async def server_version(self) -> tuple[int, int]:
         if isinstance(self.version, ApiError):
@@ -175,6 +176,8 @@ class FakeKube:
         verb = "stream" if "sendInitialEvents" in query else "watch"
         self._note(verb, query.get("resourceVersion", "-"), query)
         self.options.append({"namespace": namespace, "metadata_only": metadata_only})
+        if self.hold is not None:
+            await self.hold.wait()
         answer = self.feeds.popleft() if self.feeds else Feed()
         if isinstance(answer, Exception):
             raise answer

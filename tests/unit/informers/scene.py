@@ -25,6 +25,10 @@ class Sink:
         self.resource_version = obj.metadata.resource_version
         self.seen.append(f"{event} {obj.metadata.name} {obj.metadata.resource_version}")
 
+    def drop(self, key: Key, resource_version: str) -> None:
+        self.resource_version = resource_version
+        self.seen.append(f"drop {key[1]} {resource_version}")
+
     def bookmark(self, resource_version: str) -> None:
         self.resource_version = resource_version
 

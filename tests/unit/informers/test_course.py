@@ -98,6 +98,25 @@ def test_backoff_has_jitter_of_up_to_its_own_length():
     assert waits.next(0) == pytest.approx(1.2)
 
 
+def test_an_absurd_retry_after_silences_no_informer():
+    """R20: five minutes at most; none at all is not a loop without a pause."""
+    made = course()
+    fail(made, TooManyRequests("slow", status=429, retry_after=1e9))
+    assert made.next("") == Pause(300)
+    fail(made, TooManyRequests("slow", status=429, retry_after=0.0))
+    assert made.next("") == Pause(1.6)
+
+
+def test_a_missing_right_is_asked_for_from_one_second_up():
+    """R22, W9."""
+    made = course()
+    waits = []
+    for _ in range(3):
+        fail(made, Forbidden("no", status=403))
+        waits.append(made.next(""))
+    assert waits == [Pause(1.0), Pause(1.6), Pause(3.2)]
+
+
 def test_retry_after_raises_a_wait_and_never_lowers_it():
     """R20."""
     made = course()

@@ -10,6 +10,7 @@ from kaito.api.meta import Owned
 from kaito.api.views import decode_owned
 from kaito.errors import (
     AlreadyExists,
+    ApiError,
     Conflict,
     InvalidRequest,
     InvalidSettings,
@@ -249,6 +250,76 @@ async def test_a_cancelled_write_may_have_happened(server: Server, client: KubeC
         await server.arrived.wait()
         write.cancel()
     assert told == [Written(PODS, "n", "p", "", None)]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        cut(),
+        answer(409, status(409, "Conflict")),
+        answer(429, ""),
+        answer(403, ""),
+        GONE,
+    ],
+)
+async def test_a_refused_repeat_does_not_undo_the_first_sending(
+    server: Server, client: KubeClient, second: Any
+) -> None:
+    """A1: the first got no answer, so it may have been carried out, whatever the second met."""
+    told: list[Written] = []
+    client.on_written = told.append
+    server.answers = [cut(), second]
+    with pytest.raises(ApiError):
+        await client.replace(PODS, pod())
+    server.answers = [cut(), GONE]
+    assert await client.delete(PODS, "n", "p", uid="u") is None
+    assert told == [Written(PODS, "n", "p", "", None)] * 2
+
+
+async def test_a_repeat_that_finds_nobody_does_not_undo_the_first_sending(
+    server: Server, client: KubeClient
+) -> None:
+    """A1: proven by a server that read the request, and was gone when it was sent again."""
+    told: list[Written] = []
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        dying.close()
+        writer.transport.abort()
+
+    dying = await asyncio.start_server(die, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{dying.sockets[0].getsockname()[1]}"
+    transport = Transport(ClusterConfig(host=url), clock=FakeClock(), component="tests")
+    client = KubeClient(transport, on_written=told.append)
+    with pytest.raises(TransportError):
+        await client.apply(PODS, pod(), field_manager="m")
+    await client.close()
+    assert told == [Written(PODS, "n", "p", "", None)]
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "exclusive"),
+    [
+        (lambda c: c.create(PODS, pod()), 201, True),
+        (lambda c: c.apply(PODS, pod(resourceVersion=""), field_manager="m"), 201, True),
+        (lambda c: c.apply(PODS, pod(resourceVersion=""), field_manager="m"), 200, False),
+        (lambda c: c.apply(PODS, pod(resourceVersion="6"), field_manager="m"), 200, True),
+        (lambda c: c.replace(PODS, pod(resourceVersion="6")), 200, True),
+        (lambda c: c.replace(PODS, pod(resourceVersion="7")), 200, False),
+        (lambda c: c.merge_patch(PODS, "n", "p", pod(resourceVersion="6")), 200, True),
+        (lambda c: c.merge_patch(PODS, "n", "p", {"status": {}}), 200, False),
+        (lambda c: c.json_patch(PODS, "n", "p", []), 200, False),
+    ],
+)
+async def test_a_write_is_exclusive_if_nothing_can_lie_between_it_and_what_we_knew(
+    server: Server, client: KubeClient, write: Any, code: int, exclusive: bool
+) -> None:
+    """G16: it made the object, or was based on a version and moved it (A7: a no-op keeps it)."""
+    told: list[Written] = []
+    client.on_written = told.append
+    server.answers = [answer(code, pod())]
+    await write(client)
+    assert told == [Written(PODS, "n", "p", "u", "7", exclusive=exclusive)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from kaito.kube.transport import Transport
 from kaito.sandbox.pki import Authority
 from tests.fakes.clock import FakeClock
 from tests.unit.kube.server import ok, serving
-from tests.unit.kube.test_transport import GET, Tokens
+from tests.unit.kube.test_transport import GET, PUT, Tokens
 
 
 async def test_a_token_file_is_read_again_when_it_is_60_seconds_old(tmp_path: Path) -> None:
@@ -64,6 +64,54 @@ async def test_all_who_wait_share_one_reading() -> None:
         for _ in range(10):
             group.create_task(credentials.replace(old))
     assert source.reads == 2
+
+
+class Hanging:
+    """A plugin that works once and then hangs for half a minute before it fails."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.reads = 0
+
+    async def read(self) -> Token:
+        self.reads += 1
+        if self.reads > 1:
+            await self.clock.sleep(30)
+            raise InvalidSettings("no answer in 30 s")
+        return Token("Bearer one", max_age=60)
+
+
+async def test_a_reading_that_failed_is_shared_too() -> None:
+    """W20: twenty callers do not wait for it one after another, half a minute each."""
+    clock = FakeClock()
+    source = Hanging(clock)
+    credentials = Credentials(source, clock)
+    old = await credentials.current()
+    await clock.advance(61)
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(credentials.current()) for _ in range(10)]
+        calls += [group.create_task(credentials.replace(old)) for _ in range(10)]
+        await clock.advance(30)
+        assert all(call.done() for call in calls)
+    assert {call.result() for call in calls} == {old}
+    assert source.reads == 2
+
+
+async def test_a_call_ends_at_its_deadline_though_its_token_is_not_there() -> None:
+    """W2, W20: by the call's own time, not the plugin's."""
+    clock = FakeClock()
+    async with serving() as server:
+        server.answers = [ok()]
+        config = ClusterConfig(host=server.url, token=Hanging(clock))
+        transport = Transport(config, clock=clock, component="tests")
+        await transport.prepare()
+        await clock.advance(61)
+        async with asyncio.timeout(5):
+            with pytest.raises(TransportError, match="no credentials") as caught:
+                await transport.request(PUT, timeout=0.05)
+        assert not caught.value.may_be_done
+        assert not server.seen
+        await transport.close()
 
 
 class Expiring:

@@ -26,7 +26,7 @@ NAMED = {"name": "l", "kind": "leases", "group": "coordination.k8s.io"}
 CASES: list[tuple[Reply, type[ApiError], Retry]] = [
     (reply(400, status(400, "BadRequest")), errors.InvalidRequest, Never()),
     (reply(401, status(401, "Unauthorized")), errors.Unauthorized, Backoff()),
-    (reply(403, status(403, "Forbidden", details=NAMED)), errors.Forbidden, After(1.0)),
+    (reply(403, status(403, "Forbidden", details=NAMED)), errors.Forbidden, Backoff(at_least=1.0)),
     (
         reply(403, status(403, details={**NAMED, "causes": [cause("NamespaceTerminating")]})),
         errors.NamespaceTerminating,
@@ -63,7 +63,8 @@ CASES: list[tuple[Reply, type[ApiError], Retry]] = [
     (reply(429, b"", Retry_After="3"), errors.TooManyRequests, After(3.0)),
     (reply(500), errors.ServerUnavailable, Backoff()),
     (reply(502, b"<html>"), errors.ServerUnavailable, Backoff()),
-    (reply(503, b"", Retry_After="0"), errors.ServerUnavailable, After(0.0)),
+    (reply(503, b"", Retry_After="0"), errors.ServerUnavailable, Backoff()),
+    (reply(503, b"", Retry_After="86400"), errors.ServerUnavailable, After(300.0)),
     (reply(504, status(504, "Timeout")), errors.ServerUnavailable, Backoff()),
     (
         reply(504, status(504, "Timeout", details={"causes": [cause("ResourceVersionTooLarge")]})),
@@ -173,7 +174,8 @@ def test_what_is_said_of_a_secret_is_not_repeated() -> None:
         (429, "2", 2.0),
         (503, " 7 ", 7.0),
         (503, "Wed, 21 Oct 2026 07:28:10 GMT", 10.0),
-        (503, "Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+        (503, "Wed, 21 Oct 2026 07:27:00 GMT", None),
+        (429, "0", None),
         (503, "soon", None),
         (503, "-1", None),
         (503, "", None),
@@ -183,7 +185,7 @@ def test_what_is_said_of_a_secret_is_not_repeated() -> None:
 def test_retry_after_is_seconds_or_a_date_by_the_servers_clock(
     code: int, text: str, seconds: float | None
 ) -> None:
-    """W14"""
+    """W14: but no advice to try again at once, which would be a loop without a pause."""
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     assert retry_after(reply(code, b"", Retry_After=text, Date=date)) == seconds
 

@@ -10,7 +10,7 @@ from kaito.errors import NotLeader, TransportError
 from kaito.kube.requests import Request
 from kaito.kube.transport import IN_FLIGHT, Transport
 from tests.fakes.clock import FakeClock, settle
-from tests.unit.kube.server import Server, caught, hang, ok, serving, until
+from tests.unit.kube.server import Server, caught, cut, hang, ok, serving, until
 from tests.unit.kube.test_transport import DELETE, GET, POST, PUT
 
 
@@ -75,7 +75,26 @@ async def test_a_write_ends_when_leadership_may(server: Server) -> None:
     async with asyncio.timeout(5):
         error = await caught(transport.request(POST))
     assert isinstance(error, TransportError)
-    assert error.sent
+    assert error.may_be_done
+    await transport.close()
+
+
+async def test_leadership_lost_before_a_repeat_leaves_the_first_sending_unknown(
+    server: Server,
+) -> None:
+    """A1, E16: NotLeader would say that nothing was sent."""
+
+    def fence() -> float:
+        if server.seen:
+            raise NotLeader("the lease has run out")
+        return 10.0
+
+    server.answers = [cut()]
+    transport = fenced(server, fence)
+    error = await caught(transport.request(PUT))
+    assert isinstance(error, TransportError)
+    assert error.may_be_done
+    assert len(server.seen) == 1
     await transport.close()
 
 

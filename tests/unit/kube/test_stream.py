@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from kaito.errors import (
+    After,
     Forbidden,
     KindNotServed,
     LineTooLong,
     ServerUnavailable,
+    TooManyRequests,
     TransportError,
     Unauthorized,
 )
@@ -20,7 +22,7 @@ from kaito.kube.requests import Request
 from kaito.kube.transport import IN_FLIGHT, Transport
 from tests.fakes.clock import FakeClock
 from tests.unit.kube.server import Server, answer, chunks, cut, ok, serving, status
-from tests.unit.kube.test_transport import GET, Tokens
+from tests.unit.kube.test_transport import GET, Tokens, metric
 
 WATCH = Request("GET", "/api/v1/pods", (("watch", "1"),))
 
@@ -88,6 +90,18 @@ async def test_a_stream_that_cannot_start_is_a_transport_error(
     assert len(server.seen) == 1
 
 
+async def test_a_watch_that_starts_is_counted_under_its_status(
+    server: Server, transport: Transport
+) -> None:
+    """W28: not as a request without an answer."""
+    server.answers = [chunks(b"{}\n")]
+    await read(transport)
+    host = server.url.removeprefix("http://")
+    name = "rest_client_requests_total"
+    assert metric(name, code="200", method="GET", host=host) == 1
+    assert metric(name, code="<error>", method="GET", host=host) == 0
+
+
 async def test_a_line_over_the_limit_names_path_and_size(
     server: Server, transport: Transport
 ) -> None:
@@ -118,9 +132,9 @@ async def test_a_refused_stream_is_an_error_by_its_status(
 async def test_a_429_is_not_waited_for(server: Server, transport: Transport) -> None:
     """R20: the watcher's own backoff counts it in."""
     server.answers = [answer(429, "", Retry_After="7")]
-    with pytest.raises(Exception, match="429") as caught:
+    with pytest.raises(TooManyRequests) as caught:
         await read(transport)
-    assert caught.value.retry_after == 7.0  # type: ignore[attr-defined]
+    assert caught.value.retry == After(7.0)
     assert len(server.seen) == 1
 
 

@@ -130,7 +130,7 @@ async def test_a_call_that_hangs_ends_at_its_deadline(server: Server, transport:
     server.answers = [hang()]
     with pytest.raises(TransportError, match="timed out") as caught:
         await transport.request(POST, timeout=0.05)
-    assert caught.value.sent
+    assert caught.value.may_be_done
 
 
 async def test_a_refused_connection_was_not_sent(transport: Transport, server: Server) -> None:
@@ -141,7 +141,7 @@ async def test_a_refused_connection_was_not_sent(transport: Transport, server: S
         with pytest.raises(TransportError) as caught:
             await lonely.request(POST)
         await lonely.close()
-    assert not caught.value.sent
+    assert not caught.value.may_be_done
 
 
 async def test_a_cancelled_call_closes_its_connection(server: Server, transport: Transport) -> None:
@@ -257,6 +257,13 @@ async def test_without_retry_after_the_answer_is_handed_on(
     assert len(server.seen) == 1
 
 
+async def test_an_advice_not_to_wait_is_not_obeyed(server: Server, transport: Transport) -> None:
+    """W14: eleven sendings without a pause help no server."""
+    server.answers = [answer(429, "", Retry_After="0")]
+    assert (await transport.request(GET)).status == 429
+    assert len(server.seen) == 1
+
+
 async def test_a_wait_beyond_the_deadline_is_not_begun(
     server: Server, transport: Transport
 ) -> None:
@@ -267,12 +274,12 @@ async def test_a_wait_beyond_the_deadline_is_not_begun(
 
 async def test_the_eleventh_refusal_is_handed_on(server: Server, transport: Transport) -> None:
     """W14"""
-    server.answers = [answer(429, "", Retry_After="0")]
+    server.answers = [answer(429, "", Retry_After="1")]
     async with asyncio.TaskGroup() as group:
         call = group.create_task(transport.request(GET))
         while not call.done():
             await asyncio.sleep(0.001)
-            await transport._clock.advance(0)  # type: ignore[attr-defined]
+            await transport._clock.advance(1)  # type: ignore[attr-defined]
     assert call.result().status == 429
     assert len(server.seen) == 11
 

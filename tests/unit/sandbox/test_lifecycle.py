@@ -21,6 +21,7 @@ from kaito.sandbox.plan import DATA, Plan, read_plan
 from kaito.sandbox.processes import Identity, identity, is_alive, send, wait_gone
 from kaito.sandbox.state import State, clear_state, read_state, write_state
 
+MARK = ".kaito-sandbox"
 STARTER = """
 import os, sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_program_that_fails_is_named_and_nothing_is_left(folder: Path, assets:
         lifecycle.up(folder, environ=assets.environ, progress=said.append)
     assert said == ["starting etcd and the Kubernetes control plane"]
     assert lifecycle.status(folder) is None
-    assert {path.name for path in folder.iterdir()} == {"lock", "supervisor.log"}
+    assert {path.name for path in folder.iterdir()} == {MARK, "lock", "supervisor.log"}
 
 
 def test_an_interrupted_up_stops_all_it_started(folder: Path, assets: Assets, pids: Path) -> None:
@@ -134,6 +135,7 @@ def test_what_a_killed_sandbox_left_is_no_sandbox_and_is_removed(
 ) -> None:
     """The pid in the file may be another process's by now: it is never signalled."""
     (folder / DATA / "etcd").mkdir(parents=True)
+    (folder / MARK).touch()
     me = known(os.getpid())
     write_state(folder, State(Identity(me.pid, me.started - 1), {"KUBECONFIG": "/gone"}))
     assert lifecycle.status(folder) is None
@@ -157,7 +159,37 @@ def test_a_folder_of_another_user_is_refused(folder: Path) -> None:
     folder.mkdir()
     os.chown(folder, 12345, 12345)
     with pytest.raises(lifecycle.SandboxError, match="another user"):
-        lifecycle.down(folder)
+        lifecycle.up(folder, environ={}, progress=print)
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(
+    folder: Path, verb: str
+) -> None:
+    """``sandbox down --dir ~`` once removed the user's own ``bin`` and ``data``."""
+    for name in ("data", "bin"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "precious").touch()
+    call = {"up": lambda: lifecycle.up(folder, environ={}, progress=print)}
+    with pytest.raises(lifecycle.SandboxError, match="--dir"):
+        call.get(verb, lambda: lifecycle.down(folder))()
+    left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    assert left == ["bin", "bin/precious", "data", "data/precious"]
+
+
+def test_a_folder_that_cannot_be_one_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for impossible in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(lifecycle.SandboxError, match="cannot be a sandbox's folder"):
+            lifecycle.up(impossible, environ={}, progress=print)
+
+
+def test_logs_go_with_the_folder_when_nobody_needs_them(folder: Path, assets: Assets) -> None:
+    assets.script("etcd", "exit 1")
+    with pytest.raises(lifecycle.SandboxError):
+        lifecycle.up(folder, environ=assets.environ, progress=lambda _: None)
+    assert lifecycle.down(folder, keep_logs=False) is False
+    assert not folder.exists()
 
 
 def test_the_folder_is_closed_to_others(folder: Path, assets: Assets) -> None:
