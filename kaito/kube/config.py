@@ -7,8 +7,10 @@ kubernetes_asyncio, whose import (66 MB) is paid on that path alone. No request 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
+import os
 import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +173,7 @@ def _load_blocking(path: Path | None) -> tuple[ClusterConfig, Token | None]:
     import yaml
     from kubernetes_asyncio import config as kubeconfig
     from kubernetes_asyncio.client import Configuration
+    from kubernetes_asyncio.config.kube_config import _cleanup_temp_files, _temp_files
 
     # It logs what a failed plugin wrote, and what is raised here anyway.
     logging.getLogger("kubernetes_asyncio.config.kube_config").setLevel(logging.CRITICAL)
@@ -201,11 +204,17 @@ def _load_blocking(path: Path | None) -> tuple[ClusterConfig, Token | None]:
     ) as err:
         raise InvalidSettings(f"cannot use {_named(path)}: {_redacted(err)}") from err
     authorization = found.api_key.get("BearerToken")
+    inline = set(_temp_files.values())
+    ca_file, cert_file, key_file = (
+        _in_memory(name) if name in inline else _path(name)
+        for name in (found.ssl_ca_cert, found.cert_file, found.key_file)
+    )
+    _cleanup_temp_files()  # at exit is too late: a killed process would leave its key on the disk
     config = ClusterConfig(
         host=str(found.host).rstrip("/"),
-        ca_file=_path(found.ssl_ca_cert),
-        cert_file=_path(found.cert_file),
-        key_file=_path(found.key_file),
+        ca_file=ca_file,
+        cert_file=cert_file,
+        key_file=key_file,
         token=KubeconfigToken(path) if authorization else None,
         verify=bool(found.verify_ssl),
         server_name=found.tls_server_name,
@@ -229,6 +238,18 @@ def _token(authorization: str, loader: object) -> Token:
         max_age=_FILE_SECONDS if "tokenFile" in user and "token" not in user else math.inf,
         expires=math.inf if expiry is None else expiry.timestamp(),
     )
+
+
+@functools.cache
+def _memory_file(content: bytes) -> Path:
+    """A file without a name, which ends with the process: ssl reads keys from files only."""
+    handle = os.memfd_create("kubeconfig")
+    os.write(handle, content)
+    return Path(f"/proc/self/fd/{handle}")
+
+
+def _in_memory(name: str) -> Path:
+    return _memory_file(Path(name).read_bytes())
 
 
 def _path(text: str | None) -> Path | None:

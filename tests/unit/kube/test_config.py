@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,27 @@ async def test_a_kubeconfig_without_token_has_none(tmp_path: Path) -> None:
     assert (await from_kubeconfig(path)).token is None
     with pytest.raises(InvalidSettings, match="no token"):
         await KubeconfigToken(path).read()
+
+
+async def test_keys_in_the_kubeconfig_itself_are_never_left_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W23: each kill -9 of the operator once left a private key in the temporary folder."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    authority = Authority(tmp_path / "pki", now=1_800_000_000.0)
+    pair = authority.issue_client("admin")
+    data = {"client-certificate-data": pair.certificate, "client-key-data": pair.key}
+    user = {name: base64.b64encode(file.read_bytes()).decode() for name, file in data.items()}
+    ca = base64.b64encode(authority.ca.certificate.read_bytes()).decode()
+    path = kubeconfig(tmp_path, user=user, **{"certificate-authority-data": ca})
+    first, again = await from_kubeconfig(path), await from_kubeconfig(path)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert first.key_file is not None
+    assert first.key_file.read_bytes() == pair.key.read_bytes()
+    assert first == again
+    tls_context(first)
+    assert tls_files(first) == tls_files(again)
 
 
 async def test_a_plugins_token_is_kept_until_it_expires(tmp_path: Path) -> None:
