@@ -31,9 +31,6 @@ LABEL_EXCLUDE_FROM_LB: Final = "node.kubernetes.io/exclude-from-external-load-ba
 
 ANNOTATION_ENABLE_LB: Final = "kaito.sh/enablelb"
 ANNOTATION_MANIFEST_HASH: Final = "kaito.sh/manifest-hash"
-ANNOTATION_REVISION: Final = "workspace.kaito.io/revision"
-ANNOTATION_HASH: Final = "workspace.kaito.io/hash"
-ANNOTATION_LINKED: Final = "karpenter.sh/linked"
 ANNOTATION_LAUNCH_GATE: Final = "kaito.sh/launch-gate"
 
 RESERVED_LABEL_PREFIXES: Final = ("kaito.sh/", "karpenter.sh/")

@@ -230,6 +230,10 @@ class NameTaken(KaitoError):
     retry = After(60.0)
 
 
+ANSWER_LOST: Final = "CloudUnavailable"
+"""Reason of a CloudError that leaves open whether the call was carried out."""
+
+
 class CloudError(KaitoError):
     """A cloud's refusal, classified by code at the backend's door (facts P6.2).
 
@@ -258,6 +262,11 @@ class CloudError(KaitoError):
         self.code = code
         self.terminal = terminal
         self.waits = waits
+
+    @property
+    def may_be_done(self) -> bool:
+        """The call may have been carried out nevertheless: the next list tells."""
+        return self.reason == ANSWER_LOST
 
 
 class InvalidPreset(KaitoError):

@@ -87,10 +87,12 @@ class Undecodable(View, frozen=True):
     """Stands in the cache for an object of ours that could not be read: what is known, and why.
 
     ``error``: one sentence naming the field. Reported as a condition by the object's reconciler.
+    ``conditions``: those on the object, none when they are what cannot be read.
     """
 
     metadata: ObjectMeta
     error: str
+    conditions: tuple[ConditionView, ...] = ()
 
 
 class Owned(View, frozen=True):

@@ -1,7 +1,7 @@
 """The catalogue: every reason a condition or an Event of ours may carry, and what to do about it.
 
-One row a reason. Names of facts §3, P1.6, P6.2 and P9.3
-are kept as users and scripts know them, their odd capitals included.
+One row a reason that the code gives; a remedy promises nothing that the code does not do. Names of
+facts §3, P1.6, P6.2 and P9.3 are kept as users and scripts know them, their odd capitals included.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 Answer = Literal["stay", "next", "replace"]
-"""What the Workspace does about a claim that failed for this reason (rule G4): leave it to the node
-side, ask for the next instance type, or replace the claim once."""
+"""What fits a claim that failed for this reason (rule G4): leave it to the node side, ask for the
+next instance type, or replace the claim once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +35,28 @@ _WAIT: Final = "Nothing to do: this goes on by itself."
 _ROWS: Final = (
     # Workspace: progress and good ends (facts §3).
     Reason("CreateMachinePending", _WAIT),
-    Reason("CreateNodeClaimPending", _WAIT),
     Reason("installNodePluginsSuccess", ""),
     Reason("workspaceResourceStatusSuccess", ""),
     Reason("WorkspaceInferenceStatusSuccess", ""),
-    Reason("WorkspaceTuningJobStatusStarted", ""),
     Reason("workspaceSucceeded", ""),
     Reason("workspacePending", _WAIT),
-    Reason("workspaceDeleted", "Nothing to do: workload, nodes and then the Workspace go."),
+    Reason(
+        "workspaceDeleted",
+        "Nothing to do, unless WorkspaceDeleting says why the cloud does not take a machine back.",
+    ),
     Reason("WorkspaceInferencePending", _WAIT),
     Reason("WorkspaceReady", ""),
     # Workspace: failures.
-    Reason("machineFailedCreation", "Read the message; it is tried again."),
-    Reason("nodeClaimFailedCreation", "Read the message; it is tried again."),
+    Reason("machineFailedCreation", "See ResourceReady: it has the cause and what to do."),
     Reason(
         "checkMachineStatusFailed",
         "Run kubectl describe on the Machine named: its conditions and Events have the cause.",
     ),
     Reason(
-        "checkNodeClaimStatusFailed",
-        "Run kubectl describe on the NodeClaim named: its conditions and Events have the cause.",
-    ),
-    Reason("workspaceResourceStatusFailed", "Read the message; it is tried again."),
-    Reason(
         "WorkspaceInferenceStatusFailed",
-        "Run kubectl describe on the Deployment and its pods: the message names the first fault.",
+        "Run kubectl describe on the Deployment named and on its pods.",
     ),
-    Reason(
-        "WorkspaceTuningJobStatusFailed",
-        "Run kubectl logs on the Job's pod; correct the tuning section and apply it again.",
-    ),
-    Reason("workspaceFailed", "See the other conditions: the one that is False has the cause."),
+    Reason("workspaceFailed", "See ResourceReady and InferenceReady: one of them has the cause."),
     # Workspace: faults in what the user wrote. Only an edit helps.
     Reason(
         "UnknownPreset",
@@ -73,23 +64,29 @@ _ROWS: Final = (
         retried=False,
     ),
     Reason(
+        "TooManyNodes",
+        "Set resource.count to 100 or less: each node takes a node pool of the cluster.",
+        retried=False,
+    ),
+    Reason(
         "UnsupportedInstanceType",
-        "Use a GPU instance type of the configured cloud; kaito presets shows which fit a model.",
+        "Use a GPU instance type of the configured cloud; SpecValid lists them.",
         retried=False,
     ),
     Reason(
         "InsufficientGpus",
-        "Use an instance type with more GPUs or, for a model that spreads over nodes, more nodes.",
+        "Use an instance type with more GPUs; the message names the smallest that fit, if any do.",
         retried=False,
     ),
     Reason(
         "InsufficientGpuMemory",
-        "Use an instance type with more GPU memory; the message names the smallest that fits.",
+        "Use an instance type with more GPU memory; the message names the smallest that fit,"
+        " if any do.",
         retried=False,
     ),
     Reason(
         "InvalidSelector",
-        "Give resource.labelSelector at least one label, by matchLabels or In with one value.",
+        "Give resource.labelSelector a label of your own, by matchLabels or In with one value.",
         retried=False,
     ),
     Reason("InvalidName", "Use a name that keeps to the rule in the message.", retried=False),
@@ -106,33 +103,26 @@ _ROWS: Final = (
         retried=False,
     ),
     Reason("TuningNotSupported", "Choose a preset that can be tuned.", retried=False),
-    Reason(
-        "NotSupportedYet",
-        "This release does not do it yet: take the field out or wait for a release that does.",
-        retried=False,
-    ),
+    Reason("NotSupportedYet", "Take the field out: this release cannot do it.", retried=False),
     Reason(
         "Undecodable",
         "Correct the field that the message names; the stored object does not fit its schema.",
         retried=False,
     ),
-    Reason("NodeNotReady", "Look at the Node named; if it stays so, it is replaced."),
-    Reason("NodeLost", "Nothing to do: the node is replaced once the cloud confirms its end."),
+    Reason(
+        "NodeNotReady",
+        "Run kubectl describe on the Node named. This release does not replace it: to have a new"
+        " one, delete its Machine.",
+    ),
+    Reason(
+        "NodeLost",
+        "This release does not replace it: to have a new one, delete its Machine.",
+    ),
     Reason("WaitingForNodes", _WAIT),
     Reason("WaitingForGpu", "Check that a GPU device plugin runs on the Node named."),
-    Reason("WaitingForClaims", "Nothing to do: nodes are being given back."),
-    # Pods, lifted into the Workspace's conditions (facts 13.2).
-    Reason("ImagePullError", "Check the image name, its registry and the pull secrets."),
-    Reason("ContainerOOMKilled", "Use an instance type with more memory, or a smaller model."),
-    Reason("ContainerCrashLoopBackOff", "Run kubectl logs --previous on the pod named."),
-    Reason("ContainerStartError", "Run kubectl describe on the pod named."),
-    Reason("PodEvicted", "Check the Node for memory or disk pressure."),
-    Reason("Unschedulable", "Check that the Node named has free GPUs and tolerable taints."),
     # Claims: steps on the way (facts P1.6, P1.11, P1.16).
     Reason("Creating", _WAIT),
     Reason("AwaitingReconciliation", _WAIT),
-    Reason("ReconcilingDependents", _WAIT),
-    Reason("UnhealthyDependents", "See the other conditions of the claim."),
     Reason("MachineNotLaunched", _WAIT),
     Reason("NodeNotFound", _WAIT),
     Reason("MultipleNodesFound", "Delete the Node that does not belong to the machine.", False),
@@ -140,24 +130,12 @@ _ROWS: Final = (
     Reason("KnownEphemeralTaintsExist", _WAIT),
     Reason("ResourceNotRegistered", "Check that the device plugin runs on the Node."),
     Reason("LaunchFailed", "See the condition LaunchDiagnosis and the Events of the claim."),
-    Reason("LinkFailed", "Check that the machine of the claim's providerID still exists."),
     Reason("NodeClaimNotLaunched", _WAIT),
     Reason("NotLaunched", _WAIT),
-    Reason("ClaimGone", "Nothing to do: the node is asked for again after a pause."),
     Reason(
         "BringYourOwnNodes",
-        "Add a matching GPU node yourself, or run the node side with --provisioner agentpool.",
+        "Run the node side with --provisioner agentpool; this release uses no existing Nodes.",
     ),
-    Reason("Drained", ""),
-    Reason("InstanceTerminating", _WAIT),
-    Reason("InstanceGone", "Nothing to do: Node and claim are removed, the slot is filled again."),
-    # Claims: the machine never became a node (rule G4).
-    Reason(
-        "LivenessExpired",
-        "Check egress, DNS and firewall of the node subnet: the machine never joined.",
-        answer="replace",
-    ),
-    Reason("LaunchTimedOut", "See the cloud's status page; the launch is tried again."),
     # Cloud errors, one for each row of facts P6.2.
     Reason(
         "QuotaExceeded",
@@ -193,7 +171,7 @@ _ROWS: Final = (
     Reason(
         "CredentialMissing", "Set the provisioner's AZURE_ variables or give it a managed identity."
     ),
-    Reason("OperationInProgress", "Nothing to do: it waits for the operation named."),
+    Reason("OperationInProgress", "Nothing to do: it waits for what runs on the cluster."),
     Reason("OperationPreempted", _WAIT),
     Reason("ClusterStopped", "Start the cluster."),
     Reason("ClusterBusy", "Nothing to do: it waits for the cluster's own operation."),
@@ -203,7 +181,9 @@ _ROWS: Final = (
     Reason("SubscriptionDisabled", "Enable the subscription again."),
     Reason("InvalidRequest", "Correct what the message names.", retried=False),
     Reason("ReservedName", "Use another name.", retried=False),
-    Reason("NameTaken", "Delete or rename the object that has the name; it is not ours."),
+    Reason(
+        "NameTaken", "Delete or rename what has the name that the message gives; it is not ours."
+    ),
     Reason("PoolLimitReached", "Delete agent pools that are not needed, or use another cluster."),
     Reason(
         "NodeBootstrapFailed",
@@ -211,21 +191,17 @@ _ROWS: Final = (
         answer="replace",
     ),
     Reason("CloudUnavailable", "See the cloud's status page; it is tried again."),
-    Reason("CloudError", "See the message; it has the cloud's own code and request id."),
+    Reason("CloudError", "See the message; it has the cloud's own words."),
     # What a claim tells of its life, by Events (facts P9.3).
     Reason("Launching", _WAIT),
     Reason("Launched", ""),
     Reason("Registered", ""),
     Reason("Initialized", ""),
-    Reason("WaitingForCapacity", "Nothing to do, or choose another size: it is tried again."),
     Reason("Aborting", _WAIT),
     Reason("Draining", _WAIT),
     Reason("FailedDraining", "See which pod does not leave: a disruption budget may hold it."),
     Reason("Terminating", _WAIT),
     Reason("Terminated", ""),
-    Reason("Repairing", _WAIT),
-    Reason("RepairHeld", "Too many nodes are unwell at once: look at the cluster's network."),
-    Reason("GarbageCollected", ""),
     # Answers of the API server (errors.py).
     Reason("ApiError", "See the message; it is tried again."),
     Reason("TransportError", "Check the way to the API server; it is tried again."),
@@ -234,7 +210,7 @@ _ROWS: Final = (
     Reason("Forbidden", "Grant the right that the message names (deploy/rbac)."),
     Reason("NamespaceTerminating", "Nothing to do: the namespace is going away.", retried=False),
     Reason("NamespaceMissing", "Create the namespace that the message names."),
-    Reason("NotFound", _WAIT, retried=False),
+    Reason("NotFound", "Nothing to do: it was deleted meanwhile.", retried=False),
     Reason("KindNotServed", "Install the CRD that the message names (deploy/crds)."),
     Reason("AlreadyExists", _WAIT),
     Reason("Conflict", _WAIT),

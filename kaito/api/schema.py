@@ -9,6 +9,7 @@ which an older release let in still reads (its faults then become conditions: ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -176,9 +177,17 @@ def decoder(model: type[M], envelope: type[_Envelope]) -> Callable[[bytes], M | 
         try:
             return model.model_validate(present)
         except ValidationError as err:
-            return Undecodable(found.metadata, explain(err))
+            told = _conditions_at_best(present.get("status"))
+            return Undecodable(found.metadata, explain(err), told)
 
     return decode
+
+
+def _conditions_at_best(status: object) -> tuple[ConditionView, ...]:
+    with suppress(ValueError):
+        if isinstance(status, Mapping):
+            return _conditions(status.get("conditions") or ())
+    return ()
 
 
 def envelope_of(*sections: str) -> type[_Envelope]:

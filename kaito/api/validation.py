@@ -7,7 +7,7 @@ structure is checked again here: an object may have been stored before the CRD h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from kaito.api.fitting import (
 )
 from kaito.api.workspace import (
     MAX_ADAPTERS,
+    MAX_NODES,
     DataDestination,
     DataSource,
     InferenceSpec,
@@ -33,16 +34,22 @@ from kaito.api.workspace import (
     TuningSpec,
     Workspace,
 )
+from kaito.constants import RESERVED_LABEL_PREFIXES
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong. ``field``: its path; ``reason``: a row of the reason catalogue."""
+    """One thing that is wrong.
+
+    ``field``: its path; ``reason``: a row of the reason catalogue; ``brief``: the remedy where it
+    is repeated, without a long list; empty when ``remedy`` is short enough.
+    """
 
     field: str
     message: str
     remedy: str
     reason: str
+    brief: str = ""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message} {self.remedy}"
@@ -62,7 +69,12 @@ _IMAGE: Final = re.compile(
     r"(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _METHODS: Final = ("lora", "qlora")
+_CLUSTER_DOMAINS: Final = ("kubernetes.io", "k8s.io", "kubernetes.azure.com")
+"""Whose labels kubelet and AKS alone put on nodes; a pool that asks for one is refused (P2.2)."""
 _SUGGESTIONS: Final = 3
+_BRIEF: Final = 5
+_MAX_COMPARED: Final = 200
+"""Characters of a name that are looked at for what it was meant to be: the time is their square."""
 
 
 def faults(workspace: Workspace, *, presets: Presets, skus: Skus) -> tuple[Fault, ...]:
@@ -111,21 +123,33 @@ def _resource(resource: ResourceSpec | None, skus: Skus, *, needs_gpu: bool) -> 
         return
     if resource.count < 1:
         yield Fault("resource.count", f"It is {resource.count}.", "Use 1 or more.", "InvalidSpec")
+    if resource.count > MAX_NODES:
+        yield Fault(
+            "resource.count",
+            f"It is {resource.count}, and each node takes one of the {MAX_NODES} node pools that a"
+            " cluster can have.",
+            f"Use {MAX_NODES} or less.",
+            "TooManyNodes",
+        )
     name = resource.instance_type
     sku = find_sku(name, skus)
     if sku is None and not is_newer_azure_size(name, skus):
+        remedy, brief = _one_of(name, current_names(skus))
         yield Fault(
             "resource.instanceType",
             f"There is no instance type {name!r} with a GPU in the configured cloud.",
-            f"Use one of: {', '.join(_near(name, skus) or current_names(skus))}.",
+            remedy,
             "UnsupportedInstanceType",
+            brief,
         )
     elif needs_gpu and not has_nvidia_gpu(name, sku):
+        known = current_names(skus)
         yield Fault(
             "resource.instanceType",
             f"{name} has no NVIDIA GPU, which every preset needs.",
-            f"Use one of: {', '.join(current_names(skus))}.",
+            _use(known),
             "UnsupportedInstanceType",
+            _brief(name, known),
         )
     yield from _selector(resource.label_selector)
 
@@ -148,21 +172,44 @@ def _selector(selector: LabelSelector) -> Iterator[Fault]:
                 "Keep one of the two.",
                 "InvalidSelector",
             )
-    if not selector.match_labels and not selector.match_expressions:
+    labels = selector.labels()
+    ignored = reserved_keys(selector)
+    if len(labels) == len(ignored) and all(e.key in labels for e in selector.match_expressions):
         yield Fault(
             path,
-            "It is empty: every node of the cluster would match.",
+            f"It has only keys that the operator sets itself: {', '.join(ignored)}."
+            if ignored
+            else "It is empty: every node of the cluster would match.",
             'Give it a label, for example matchLabels: {"apps": "my-model"}.',
             "InvalidSelector",
         )
-    for key, value in selector.labels().items():
-        if not _is_label(key, value):
+    for key, value in labels.items():
+        if domain := _cluster_domain(key):
+            yield Fault(
+                path,
+                f"No new node can get the label {key}: labels under {domain} are given by"
+                " Kubernetes and AKS only.",
+                'Use a key of your own, for example matchLabels: {"apps": "my-model"}.',
+                "InvalidSelector",
+            )
+        elif not _is_label(key, value):
             yield Fault(
                 path,
                 f"{key}={value} is not a label that a node can have.",
                 "Use up to 63 of A-Z, a-z, 0-9, -, _ and . in key and value.",
                 "InvalidSelector",
             )
+
+
+def reserved_keys(selector: LabelSelector) -> list[str]:
+    """Keys of the selector that are the operator's to set, sorted: ours win (rule G7)."""
+    return sorted(k for k in selector.labels() if k.startswith(RESERVED_LABEL_PREFIXES))
+
+
+def _cluster_domain(key: str) -> str:
+    """The domain that keeps a label from a new node; empty when none does."""
+    prefix, _, _ = key.rpartition("/")
+    return next((d for d in _CLUSTER_DOMAINS if prefix == d or prefix.endswith(f".{d}")), "")
 
 
 def _fit(resource: ResourceSpec, model: str, preset: PresetFacts, skus: Skus) -> Iterator[Fault]:
@@ -181,7 +228,7 @@ def _fit(resource: ResourceSpec, model: str, preset: PresetFacts, skus: Skus) ->
             reason,
         )
     if preset.supports_distributed_inference and nodes > 1:
-        yield _not_yet("resource.count", "A model that is spread over nodes")
+        yield _not_yet("resource.count", "A model that is spread over nodes", "Set it to 1.")
     world = preset.inference.world_size
     if preset.supports_distributed_inference and world is not None and world % nodes:
         divisors = [str(n) for n in range(1, world + 1) if world % n == 0]
@@ -228,7 +275,7 @@ def _inference(inference: InferenceSpec, presets: Presets) -> Iterator[Fault]:
     if inference.preset is not None:
         yield from _preset("inference.preset", inference.preset, presets)
     if inference.template is not None:
-        yield _not_yet("inference.template", "Pod templates")
+        yield _not_yet("inference.template", "A pod template", "Use inference.preset.")
     if len(inference.adapters) > MAX_ADAPTERS:
         yield Fault(
             "inference.adapters",
@@ -237,17 +284,15 @@ def _inference(inference: InferenceSpec, presets: Presets) -> Iterator[Fault]:
             "InvalidSpec",
         )
     if inference.adapters:
-        yield _not_yet("inference.adapters", "Adapters")
+        yield _not_yet("inference.adapters", "An adapter", "Take them out.")
 
 
 def _preset(path: str, spec: PresetSpec, presets: Presets) -> Iterator[Fault]:
     preset = presets.get(spec.name)
     if preset is None:
+        remedy, brief = _one_of(spec.name, sorted(presets))
         yield Fault(
-            f"{path}.name",
-            f"There is no preset {spec.name!r}.",
-            f"Use one of: {', '.join(_near(spec.name, presets) or sorted(presets))}.",
-            "UnknownPreset",
+            f"{path}.name", f"There is no preset {spec.name!r}.", remedy, "UnknownPreset", brief
         )
     if spec.access_mode not in ("public", "private"):
         yield Fault(
@@ -277,7 +322,7 @@ def _preset(path: str, spec: PresetSpec, presets: Presets) -> Iterator[Fault]:
 
 
 def _tuning(workspace: Workspace, tuning: TuningSpec, presets: Presets) -> Iterator[Fault]:
-    yield _not_yet("tuning", "Tuning")
+    yield _not_yet("tuning", "Tuning", "Use inference.preset.")
     if workspace.resource is not None and workspace.resource.count > 1:
         yield Fault("resource.count", "Tuning runs on one node.", "Set it to 1.", "InvalidSpec")
     if tuning.method.lower() not in _METHODS:
@@ -292,12 +337,13 @@ def _tuning(workspace: Workspace, tuning: TuningSpec, presets: Presets) -> Itera
     yield from _preset("tuning.preset", tuning.preset, presets)
     preset = presets.get(tuning.preset.name)
     if preset is not None and not preset.supports_tuning:
-        able = ", ".join(sorted(name for name, p in presets.items() if p.supports_tuning))
+        able = sorted(name for name, p in presets.items() if p.supports_tuning)
         yield Fault(
             "tuning.preset.name",
             f"{tuning.preset.name} cannot be tuned.",
-            f"Use one of: {able}.",
+            _use(able),
             "TuningNotSupported",
+            _brief(tuning.preset.name, able),
         )
 
 
@@ -339,13 +385,8 @@ def _destination(path: str, destination: DataDestination) -> Iterator[Fault]:
         yield _bad_image(f"{path}.image", destination.image)
 
 
-def _not_yet(path: str, what: str) -> Fault:
-    return Fault(
-        path,
-        f"{what} cannot be used with this release yet.",
-        "Use an inference preset, or wait for a release that has it.",
-        "NotSupportedYet",
-    )
+def _not_yet(path: str, what: str, remedy: str) -> Fault:
+    return Fault(path, f"{what} cannot be used with this release yet.", remedy, "NotSupportedYet")
 
 
 def _bad_image(path: str, image: str) -> Fault:
@@ -357,11 +398,28 @@ def _bad_image(path: str, image: str) -> Fault:
     )
 
 
-def _near(name: str, known: Mapping[str, object]) -> list[str]:
+def _one_of(name: str, known: Sequence[str]) -> tuple[str, str]:
+    """Remedy and brief: what the name was likely meant to be, else all there is."""
+    near = _near(name, known, _SUGGESTIONS, alike=0.6)
+    return (_use(near), "") if near else (_use(known), _brief(name, known))
+
+
+def _use(names: Sequence[str]) -> str:
+    return f"Use one of: {', '.join(names)}."
+
+
+def _brief(name: str, known: Sequence[str]) -> str:
+    if len(known) <= _BRIEF:
+        return ""
+    return f"{_use(_near(name, known, _BRIEF, alike=0.0))} SpecValid lists all {len(known)}."
+
+
+def _near(name: str, known: Sequence[str], most: int, *, alike: float) -> list[str]:
     from difflib import get_close_matches  # lazy: only a typing error needs it
 
-    folded = {each.lower(): each for each in sorted(known)}
-    return [folded[match] for match in get_close_matches(name.lower(), folded, n=_SUGGESTIONS)]
+    folded = {each.lower(): each for each in known}
+    found = get_close_matches(name.lower()[:_MAX_COMPARED], folded, n=most, cutoff=alike)
+    return sorted(folded[match] for match in found)
 
 
 def _is_label(key: str, value: str) -> bool:

@@ -28,6 +28,10 @@ from kaito.api.schema import (
 from kaito.constants import DEFAULT_INSTANCE_TYPE
 
 MAX_ADAPTERS: Final = 10
+MAX_NODES: Final = 100
+"""Slots that a Workspace can have: an AKS cluster takes 100 node pools, and each node is one."""
+MAX_COUNT: Final = 1000
+"""What the schema lets in. Above MAX_NODES the Workspace says itself why nothing is bought."""
 
 Opaque = Annotated[
     Mapping[str, Any],
@@ -63,7 +67,7 @@ _CONDITION: Final[Mapping[str, Any]] = {
     },
     "reason": {
         "type": "string",
-        "description": "The cause in one word; docs list each with its remedy.",
+        "description": "The cause in one word; the message says what to do about it.",
         "minLength": 1,
         "maxLength": 1024,
         "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
@@ -119,9 +123,10 @@ class ResourceSpec(Model):
     count: int = Field(
         1,
         description=(
-            "Number of nodes. A model that cannot be spread over nodes gets one replica per node."
+            "Number of nodes, 100 at most. A model that cannot be spread over nodes gets one"
+            " replica per node."
         ),
-        json_schema_extra={"minimum": 1} | immutable("resource.count"),
+        json_schema_extra={"minimum": 1, "maximum": MAX_COUNT} | immutable("resource.count"),
     )
     instance_type: str = Field(
         DEFAULT_INSTANCE_TYPE,
@@ -132,12 +137,13 @@ class ResourceSpec(Model):
     label_selector: LabelSelector = Field(
         LabelSelector(),
         description=(
-            "Labels of the nodes: existing nodes that carry them are used first, new ones get them."
+            "Labels of the nodes: new ones get them. Keys of Kubernetes and AKS are refused, keys"
+            " under kaito.sh/ and karpenter.sh/ are not used."
         ),
         json_schema_extra={"x-kubernetes-map-type": "atomic"} | immutable("resource.labelSelector"),
     )
     preferred_nodes: tuple[str, ...] = Field(
-        (), description="Names of existing nodes to use first, if their labels and size fit."
+        (), description="Names of existing nodes to use first. Kept; this release does not use it."
     )
 
     model_config = ConfigDict(json_schema_extra={"required": ["labelSelector"]})

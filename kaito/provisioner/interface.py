@@ -1,7 +1,8 @@
 """The port between reconcilers and clouds: the words both sides share, and the Protocol.
 
 A backend is a thin, stateless door: every call returns at once, none waits for a node. What became
-of a call shows in the next ``list()`` (read by the inventory), never in its return value.
+of a call shows in a later ``list()`` (read by the inventory), never in its return value; a list may
+be behind what ``get()`` and the calls themselves say.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ class InstanceState(StrEnum):
     READY = "Ready"
     FAILED = "Failed"
     DELETING = "Deleting"
+
+
+class Word(StrEnum):
+    """What a cloud says of one instance when asked for it live, as opposed to in a list.
+
+    ABSENT: there is none. GOING: its deletion is accepted or under way. THERE: it exists.
+    """
+
+    ABSENT = "Absent"
+    GOING = "Going"
+    THERE = "There"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +122,12 @@ class NodeBackend(Protocol):
 
         Never changes an instance that has the name already: that raises CloudError with reason
         ``NameTaken`` when it is a stranger's, and is success when it carries ``claim_uid``. An
-        answer that was lost is an error with reason ``CloudUnavailable``: the next list tells.
+        answer that was lost is an error with ``may_be_done``: the next list tells.
         """
         ...
 
-    async def terminate(self, name: str) -> None:
-        """Ask for deletion by name; absent already is success. Return when accepted."""
+    async def terminate(self, name: str) -> Word:
+        """Ask for deletion by name. GOING when accepted; ABSENT when there is nothing to delete."""
         ...
 
     async def abort(self, name: str) -> None:

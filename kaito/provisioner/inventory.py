@@ -20,6 +20,7 @@ import structlog
 from kaito.clock import Clock
 from kaito.errors import After, CloudError
 from kaito.metrics import INSTANCES, INVENTORY_AGE, INVENTORY_FAILURES
+from kaito.provisioner.asks import Asks, Call
 from kaito.provisioner.interface import ClusterInfo, Instance, InstanceState, NodeBackend
 
 log = structlog.get_logger()
@@ -51,7 +52,8 @@ class Inventory:
     ``cluster``: read once, before the first list: it proves the credentials and names the region
     that remedies speak of (facts P5.8).
 
-    ``jitter``: a factor around 1 for each pause.
+    ``jitter``: a factor around 1 for each pause. ``asks``: our own calls, and how the lists keep
+    up with them.
     """
 
     backend: NodeBackend
@@ -62,6 +64,7 @@ class Inventory:
     cluster: ClusterInfo | None = field(default=None, init=False)
     latest: Snapshot | None = field(default=None, init=False)
     failure: CloudError | None = field(default=None, init=False)
+    asks: Asks = field(default_factory=Asks, init=False)
     _listeners: list[Callable[[str], None]] = field(default_factory=list, init=False)
     _waiters: dict[str, int] = field(default_factory=dict, init=False)
     _begun: int = field(default=0, init=False)
@@ -80,8 +83,13 @@ class Inventory:
         """Tell the listeners ``name`` once a list that begins after now is done (rule G16)."""
         self._waiters[name] = self._begun
 
+    def asked(self, name: str, call: Call) -> None:
+        """A call of our own for ``name`` was answered."""
+        is_listed = self.latest is not None and name in self.latest.instances
+        self.asks.note(name, call, now=self.clock.monotonic(), is_listed=is_listed)
+
     def is_awaited(self, name: str) -> bool:
-        """A call of our own for ``name`` is not yet reflected in any list."""
+        """No list has begun and ended since our last call for ``name``."""
         return name in self._waiters
 
     def problem(self) -> str | None:
@@ -113,6 +121,7 @@ class Inventory:
         current = {instance.name: instance for instance in found}
         self.latest = Snapshot(MappingProxyType(current), started, self.clock.monotonic())
         self.failure = None
+        self.asks.compare(current)
         self._count(current)
         served = {name for name, asked_at in self._waiters.items() if asked_at < number}
         for name in served:
@@ -133,8 +142,10 @@ class Inventory:
         return max(self.busy_seconds, asked)
 
     def _pace(self, current: Mapping[str, Instance]) -> float:
-        is_busy = self._waiters or any(
-            i.is_ours and i.state not in _SETTLED for i in current.values()
+        is_busy = (
+            self._waiters
+            or self.asks.is_any_unshown
+            or any(i.is_ours and i.state not in _SETTLED for i in current.values())
         )
         return self.busy_seconds if is_busy else self.idle_seconds
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kaito import constants
-from kaito.api.meta import ApiObject, ObjectRef
+from kaito.api.meta import ApiObject, ObjectMeta, ObjectRef
 from kaito.controller.events import EventRecorder
 from kaito.errors import (
     AlreadyExists,
@@ -20,7 +20,7 @@ from kaito.errors import (
     TooManyRequests,
 )
 from kaito.kube.client import KubeClient
-from kaito.provisioner.interface import NodeBackend
+from kaito.provisioner.interface import Instance, InstanceState, NodeBackend, Word
 from kaito.reconcilers import kinds
 from kaito.reconcilers.actions import (
     Action,
@@ -31,6 +31,7 @@ from kaito.reconcilers.actions import (
     Evict,
     Launch,
     Patch,
+    Prove,
     RemoveFinalizer,
     Terminate,
 )
@@ -51,10 +52,12 @@ class Outcome:
 
     ``resource_version``: of the object the plan is about, if an action wrote it; the status patch
     of the same pass must carry it (rule G12).
+    ``word``: the cloud's live word on the claim's instance, None when none was asked for or given.
     """
 
     failures: tuple[Failure, ...] = ()
     resource_version: str | None = None
+    word: Word | None = None
 
     @property
     def worst(self) -> KaitoError | None:
@@ -65,8 +68,9 @@ class Outcome:
 class Actor:
     """Carries out plans.
 
-    ``backend``: None where no cloud is driven (the Workspace side); Launch and Terminate are then
-    a programming error. ``fence`` raises NotLeader; writes to the API server pass the client's own.
+    ``backend``: None where no cloud is driven (the Workspace side); Launch, Terminate and Prove
+    are then a programming error. ``fence`` raises NotLeader; writes to the API server pass the
+    client's own.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Actor:
         failures: list[Failure] = []
         versions: dict[ObjectRef, str] = {}
         refused: set[ObjectRef] = set()
+        word: Word | None = None
         for action in actions:
             if isinstance(action, Event):
                 self._recorder.record(
@@ -97,16 +102,18 @@ class Actor:
             if target in refused:
                 continue
             try:
-                written = await self._one(action, versions.get(target))
+                answer = await self._one(action, versions.get(target))
             except KaitoError as err:
                 failures.append(Failure(action, err))
                 refused.add(target)
             else:
-                if written is not None:
-                    versions[target] = written.metadata.resource_version
-        return Outcome(tuple(failures), versions.get(_anonymous(regarding)))
+                if isinstance(answer, Word):
+                    word = answer
+                elif answer is not None:
+                    versions[target] = answer.metadata.resource_version
+        return Outcome(tuple(failures), versions.get(_anonymous(regarding)), word)
 
-    async def _one(self, action: Action, own_version: str | None) -> ApiObject | None:
+    async def _one(self, action: Action, own_version: str | None) -> ApiObject | Word | None:
         match action:
             case Create():
                 return await self._create(action)
@@ -130,12 +137,14 @@ class Actor:
                 return await self._delete(action)
             case Evict(ref):
                 await self._evict(ref)
-            case Launch(claim, request):
-                await self._check_claim(claim, for_launch=True)
+            case Launch(claim, request, generation):
+                _check_orderable(claim, await self._check_claim(claim), generation)
                 self._check_fence()
                 await self._cloud.launch(request)
             case Terminate():
-                await self._terminate(action)
+                return await self._terminate(action)
+            case Prove(claim):
+                return _word(await self._cloud.get(claim.name))
             case Event():  # pragma: no cover - carried out by act()
                 raise AssertionError
         return None
@@ -158,6 +167,8 @@ class Actor:
             return live
 
     async def _remove_finalizer(self, action: RemoveFinalizer) -> ApiObject | None:
+        if action.left_by is not None:
+            await self._check_leftover(action.left_by.name, action.left_by.uid)
         path = f"/metadata/finalizers/{action.index}"
         try:
             return await self._client.json_patch(
@@ -199,24 +210,30 @@ class Actor:
                 kinds.PODS, pod.namespace, pod.name, "eviction", body
             )
 
-    async def _terminate(self, action: Terminate) -> None:
-        claim, uid = action.claim, action.instance_claim_uid
-        await self._check_claim(claim, for_launch=False)
+    async def _terminate(self, action: Terminate) -> Word:
+        claim, uid, is_busy = action.claim, action.instance_claim_uid, False
+        await self._check_claim(claim)
+        if not action.is_settled:
+            live = await self._cloud.get(claim.name)
+            if live is not None:
+                if not live.is_ours or live.state is InstanceState.DELETING:
+                    return _word(live)
+                uid = live.claim_uid
+                is_busy = live.state in (InstanceState.CREATING, InstanceState.BUSY)
         if uid is not None and uid != claim.uid:
             await self._check_leftover(claim.name, uid)
-        if action.abort:
+        if is_busy:
             self._check_fence()
             await self._cloud.abort(claim.name)
         self._check_fence()
-        await self._cloud.terminate(claim.name)
+        return await self._cloud.terminate(claim.name)
 
-    async def _check_claim(self, claim: ObjectRef, *, for_launch: bool) -> None:
+    async def _check_claim(self, claim: ObjectRef) -> ObjectMeta:
         """G6: the claim is read live before each call that changes its instance."""
         live = await self._client.get(kinds.by_name(claim.api_version, claim.kind), "", claim.name)
         if live is None or live.metadata.uid != claim.uid:
             raise Conflict(f"{claim} is gone or was replaced: nothing was asked of the cloud")
-        if for_launch and live.metadata.is_deleting:
-            raise Conflict(f"{claim} is being deleted: nothing was launched")
+        return live.metadata
 
     async def _check_leftover(self, name: str, uid: str) -> None:
         """G6: an instance with another claim's uid goes only if no live claim has that uid."""
@@ -238,6 +255,23 @@ class Actor:
         return self._backend
 
 
+def _check_orderable(claim: ObjectRef, live: ObjectMeta, generation: int) -> None:
+    """G6: a machine is ordered for what the claim says now, and only if it cannot go unseen."""
+    if live.is_deleting:
+        raise Conflict(f"{claim} is being deleted: nothing was launched")
+    if constants.TERMINATION_FINALIZER not in live.finalizers:
+        raise Conflict(f"{claim} has lost the finalizer that guards it: nothing was launched")
+    if live.generation != generation:
+        raise Conflict(f"{claim} was edited since it was looked at: nothing was launched")
+
+
+def _word(live: Instance | None) -> Word:
+    """A stranger's instance was never the claim's: of the claim's own there is none."""
+    if live is None or not live.is_ours:
+        return Word.ABSENT
+    return Word.GOING if live.state is InstanceState.DELETING else Word.THERE
+
+
 def _target(action: Action) -> ObjectRef:
     """The object an action writes, without uid: two actions on one name are on one object."""
     match action:
@@ -251,7 +285,7 @@ def _target(action: Action) -> ObjectRef:
             )
         case Patch(ref) | RemoveFinalizer(ref) | Delete(ref) | Evict(ref):
             return _anonymous(ref)
-        case Launch(claim) | Terminate(claim):
+        case Launch(claim) | Terminate(claim) | Prove(claim):
             return ObjectRef("cloud", "Instance", "", claim.name)
         case Event():  # pragma: no cover - has no target
             raise AssertionError

@@ -50,11 +50,16 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class RemoveFinalizer:
-    """JSON Patch: test uid and the finalizer at ``index``, remove it. Other finalizers survive."""
+    """JSON Patch: test uid and the finalizer at ``index``, remove it. Other finalizers survive.
+
+    ``left_by``: the claim that put it there; it goes only if a live read of both kinds by that name
+    shows no claim of that uid (rule G6).
+    """
 
     ref: ObjectRef
     finalizer: str
     index: int
+    left_by: ObjectRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +92,38 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Ask the cloud for the instance of this claim, after a live read of it (rule G6)."""
+    """Ask the cloud for the instance of this claim, after a live read of it (rule G6).
+
+    ``generation``: of the claim that the request was made from. An edited claim, and one without
+    our finalizer, gets nothing.
+    """
 
     claim: ObjectRef
     request: LaunchRequest
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Terminate:
     """Delete the instance of this claim, after a live read of the claim (rule G6).
 
-    ``instance_claim_uid``: the uid that the snapshot's instance carries, None when it carries none.
-    ``abort``: the instance is busy; stop its running operation first, and go on whatever that says.
+    ``instance_claim_uid``: the uid that the list's instance carries, None when it carries none.
+    ``is_settled``: the list says that nothing runs on the instance. Else it is looked at live, as a
+    list may be behind: what runs is stopped first, and a stranger's instance is left alone.
     """
 
     claim: ObjectRef
     instance_claim_uid: str | None
-    abort: bool = False
+    is_settled: bool = True
 
 
-Action = Create | Apply | Patch | RemoveFinalizer | Delete | Evict | Event | Launch | Terminate
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Look at the instance of this claim live: one list without it proves nothing (rule G8)."""
+
+    claim: ObjectRef
+
+
+Action = (
+    Create | Apply | Patch | RemoveFinalizer | Delete | Evict | Event | Launch | Terminate | Prove
+)

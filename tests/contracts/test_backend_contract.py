@@ -21,6 +21,7 @@ from kaito.provisioner.interface import (
     LaunchRequest,
     NodeBackend,
     Taint,
+    Word,
 )
 from kaito.sandbox.aks import SimulatedAks
 from tests.fakes.backend import InMemoryBackend, refusal
@@ -64,6 +65,10 @@ class Cloud(Protocol):
         """From now on no list is complete."""
         ...
 
+    def delay_list(self, seconds: float) -> None:
+        """From now on a list shows what was."""
+        ...
+
     def lose_answer(self, operation: str) -> None:
         """Of the next such call, only the answer is lost."""
         ...
@@ -85,6 +90,9 @@ class InMemoryCloud:
 
     def fail_list(self) -> None:
         self.backend.list_failure = refusal("CloudUnavailable")
+
+    def delay_list(self, seconds: float) -> None:
+        self.backend.stale_seconds = seconds
 
     def lose_answer(self, operation: str) -> None:
         self.backend.lose_answers.add(operation)
@@ -118,6 +126,9 @@ class AksCloud:
 
     def fail_list(self) -> None:
         self.tell(rules=[{"operation": "list", "status": 503}])
+
+    def delay_list(self, seconds: float) -> None:
+        self.tell(stale_list=seconds)
 
     def lose_answer(self, operation: str) -> None:
         self.tell(rules=[{"operation": operation, "times": 1, "apply": True, "drop": True}])
@@ -239,8 +250,8 @@ async def test_termination_goes_by_way_of_deleting_to_absent(cloud: Cloud):
 
 
 async def test_terminating_what_is_not_there_is_success(cloud: Cloud):
-    """U9, U11."""
-    await cloud.backend.terminate("nothere")
+    """U9, U11, G8: and it is the cloud's word that nothing is there."""
+    assert await cloud.backend.terminate("nothere") is Word.ABSENT
     await cloud.backend.abort("nothere")
 
 
@@ -248,8 +259,20 @@ async def test_terminating_twice_is_success(cloud: Cloud):
     """U13."""
     await cloud.backend.launch(order())
     await cloud.settle()
+    assert await cloud.backend.terminate("ws0a1b2c3d4") is Word.GOING
+    assert await cloud.backend.terminate("ws0a1b2c3d4") is Word.GOING
+
+
+async def test_a_list_that_is_behind_misleads_no_other_call(cloud: Cloud):
+    """G8: what the calls and a look answer is live."""
+    cloud.delay_list(30.0)
+    await cloud.backend.launch(order())
+    assert await cloud.backend.list() == ()
+    assert await cloud.backend.get("ws0a1b2c3d4") is not None
+    await cloud.settle()
+    (listed,) = await cloud.backend.list()
     await cloud.backend.terminate("ws0a1b2c3d4")
-    await cloud.backend.terminate("ws0a1b2c3d4")
+    assert await cloud.backend.list() == (listed,)
 
 
 async def test_a_creation_can_be_aborted_and_then_deleted(cloud: Cloud):
@@ -309,6 +332,12 @@ async def test_the_cluster_answers_where_it_is(cloud: Cloud):
 
 
 # What only agent pools have -----------------------------------------------------------------------
+
+
+async def test_a_deletion_answered_204_is_the_word_that_there_is_none(aks: AksCloud):
+    """P5.12: 404 is the usual answer."""
+    aks.tell(delete_absent=204)
+    assert await aks.backend.terminate("nothere") is Word.ABSENT
 
 
 async def test_every_page_of_a_long_list_is_read(aks: AksCloud):

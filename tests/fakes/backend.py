@@ -13,6 +13,7 @@ from kaito.provisioner.interface import (
     Instance,
     InstanceState,
     LaunchRequest,
+    Word,
 )
 from tests.fakes.clock import FakeClock
 
@@ -37,6 +38,7 @@ class InMemoryBackend:
     ``refuse``: asked for every launch; an error is raised and nothing is made. ``faults``: name to
     the fault with which its creation ends. ``lose_answers``: calls of these operations are run, and
     their answers lost. ``before_call``: told the operation and the name; may raise.
+    ``stale_seconds``: how old is what ``list()`` shows; no other call is ever behind.
     """
 
     clock: FakeClock
@@ -47,11 +49,13 @@ class InMemoryBackend:
     lose_answers: set[str] = field(default_factory=set)
     before_call: Callable[[str, str], None] = lambda _operation, _name: None
     list_failure: CloudError | None = None
+    stale_seconds: float = 0.0
     calls: Counter[str] = field(default_factory=Counter)
     created: int = 0
     peak: int = 0
     _instances: dict[str, Instance] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
+    _past: list[tuple[float, str, Instance | None]] = field(default_factory=list)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -72,27 +76,30 @@ class InMemoryBackend:
         if error := self.refuse(request):
             raise error
         self.created += 1
-        self._instances[request.name] = Instance(
-            name=request.name,
-            state=InstanceState.CREATING,
-            raw_state="Creating",
-            instance_type=request.instance_type,
-            is_ours=True,
-            claim_uid=request.claim_uid,
-            launched_at=request.launched_at,
-            labels=dict(request.labels),
+        self._keep(
+            Instance(
+                name=request.name,
+                state=InstanceState.CREATING,
+                raw_state="Creating",
+                instance_type=request.instance_type,
+                is_ours=True,
+                claim_uid=request.claim_uid,
+                launched_at=request.launched_at,
+                labels=dict(request.labels),
+            )
         )
         self._due[request.name] = self.clock.monotonic() + self.create_seconds
         self.peak = max(self.peak, self.live)
         self._answer("put")
 
-    async def terminate(self, name: str) -> None:
+    async def terminate(self, name: str) -> Word:
         self._called("delete", name)
         present = self._instances.get(name)
         if present is not None and present.state is not InstanceState.DELETING:
             self._move(name, InstanceState.DELETING, "Deleting")
             self._due[name] = self.clock.monotonic() + self.delete_seconds
         self._answer("delete")
+        return Word.ABSENT if present is None else Word.GOING
 
     async def abort(self, name: str) -> None:
         self._called("abort", name)
@@ -110,7 +117,11 @@ class InMemoryBackend:
         self._called("list", "")
         if self.list_failure is not None:
             raise self.list_failure
-        return tuple(self._instances.values())
+        if not self.stale_seconds:
+            return tuple(self._instances.values())
+        moment = self.clock.monotonic() - self.stale_seconds
+        shown = {name: instance for at, name, instance in self._past if at <= moment}
+        return tuple(instance for instance in shown.values() if instance is not None)
 
     async def cluster(self) -> ClusterInfo:
         self._called("cluster", "")
@@ -121,12 +132,19 @@ class InMemoryBackend:
 
     def add_foreign(self, name: str) -> None:
         """A pool that somebody else made."""
-        self._instances[name] = Instance(name, InstanceState.READY, "Succeeded", "Other", False)
+        self._keep(Instance(name, InstanceState.READY, "Succeeded", "Other", False))
 
     def add_leftover(self, name: str, claim_uid: str) -> None:
         """A pool of ours from a claim that is gone."""
-        self._instances[name] = Instance(
-            name, InstanceState.READY, "Succeeded", "Standard_NC6s_v3", True, claim_uid=claim_uid
+        self._keep(
+            Instance(
+                name,
+                InstanceState.READY,
+                "Succeeded",
+                "Standard_NC6s_v3",
+                True,
+                claim_uid=claim_uid,
+            )
         )
 
     def _called(self, operation: str, name: str) -> None:
@@ -147,20 +165,30 @@ class InMemoryBackend:
             raise refusal("OperationInProgress", waits=(30.0,))
 
     def _settle(self) -> None:
-        for name, due in list(self._due.items()):
+        for due, name in sorted((due, name) for name, due in self._due.items()):
             if due > self.clock.monotonic():
                 continue
             del self._due[name]
             if self._instances[name].state is InstanceState.DELETING:
                 del self._instances[name]
+                self._past.append((due, name, None))
             elif fault := self.faults.pop(name, None):
-                self._move(name, InstanceState.FAILED, "Failed", fault)
+                self._move(name, InstanceState.FAILED, "Failed", fault, at=due)
             else:
-                self._move(name, InstanceState.READY, "Succeeded")
+                self._move(name, InstanceState.READY, "Succeeded", at=due)
 
     def _move(
-        self, name: str, state: InstanceState, raw_state: str, fault: Fault | None = None
+        self,
+        name: str,
+        state: InstanceState,
+        raw_state: str,
+        fault: Fault | None = None,
+        at: float | None = None,
     ) -> None:
-        self._instances[name] = replace(
-            self._instances[name], state=state, raw_state=raw_state, fault=fault
-        )
+        present = self._instances[name]
+        self._keep(replace(present, state=state, raw_state=raw_state, fault=fault), at=at)
+
+    def _keep(self, instance: Instance, at: float | None = None) -> None:
+        self._instances[instance.name] = instance
+        when = self.clock.monotonic() if at is None else at
+        self._past.append((when, instance.name, instance))

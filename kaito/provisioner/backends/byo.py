@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from kaito.errors import CloudError, Never
-from kaito.provisioner.interface import ClusterInfo, Instance, LaunchRequest
+from typing import Final
+
+from kaito.errors import After, CloudError
+from kaito.provisioner.interface import ClusterInfo, Instance, LaunchRequest, Word
+
+_WAITS: Final = (60.0, 120.0, 300.0, 600.0)
+"""Seconds. Tried again, as the gate on the claim outlives a restart with another provisioner."""
 
 
 class ByoBackend:
-    """A cloud without machines. Whoever runs the cluster labels Nodes to match the Workspace."""
+    """A cloud without machines."""
 
     async def launch(self, request: LaunchRequest) -> None:
-        """Refuse for good.
+        """Refuse, for as long as the operator runs like this.
 
         Raises:
             CloudError: always.
@@ -19,13 +24,14 @@ class ByoBackend:
             f"no machine is made for claim {request.name}: the operator runs with "
             "--provisioner byo",
             reason="BringYourOwnNodes",
-            retry=Never(),
-            remedy="Add a Node that matches the Workspace's labelSelector and instanceType",
-            terminal=True,
+            retry=After(_WAITS[0]),
+            remedy="Run the operator with --provisioner agentpool",
+            waits=_WAITS,
         )
 
-    async def terminate(self, name: str) -> None:
-        """Nothing was launched: done."""
+    async def terminate(self, name: str) -> Word:  # noqa: ARG002 - the port's shape
+        """Nothing was ever launched."""
+        return Word.ABSENT
 
     async def abort(self, name: str) -> None:
         """Nothing is running: done."""

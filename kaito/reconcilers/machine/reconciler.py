@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import structlog
 
-from kaito import constants
+from kaito.api import reasons
 from kaito.api.claim import Claim, condition
 from kaito.api.conditions import Condition
-from kaito.api.machine import Machine
+from kaito.api.machine import Machine, MachineStatus
 from kaito.api.meta import ConditionView, Key, ObjectRef, Undecodable
 from kaito.api.views import Node, Pod
 from kaito.clock import Clock, parse_rfc3339, rfc3339
 from kaito.controller.result import Result
-from kaito.errors import After, CloudError, KaitoError, NotFound
+from kaito.errors import After, CloudError, KaitoError, NameTaken, NotFound
 from kaito.informers.lister import Lister
 from kaito.kube.client import KubeClient
 from kaito.metrics import CLAIM_PHASE_SECONDS, CLAIMS, LAUNCH_FAILURES
+from kaito.provisioner.asks import Call
 from kaito.provisioner.inventory import Inventory
 from kaito.reconcilers.act import Actor, Failure, Outcome
-from kaito.reconcilers.actions import Action, Event, Launch, RemoveFinalizer, Terminate
+from kaito.reconcilers.actions import Action, Event, Launch, Prove, RemoveFinalizer, Terminate
 from kaito.reconcilers.chain import Plan, decide
 from kaito.reconcilers.kinds import MACHINES, PODS
 from kaito.reconcilers.machine import gate as gates
-from kaito.reconcilers.machine.state import MachineSettings, State
+from kaito.reconcilers.machine import refusals
+from kaito.reconcilers.machine.state import MachineSettings, State, nodes_of, strays
 from kaito.reconcilers.machine.steps import launch
 from kaito.reconcilers.machine.steps.chains import LIFE, TERMINATION
 from kaito.reconcilers.machine.steps.registration import status_fields
@@ -50,6 +52,12 @@ log = structlog.get_logger()
 BY_AGENTPOOL: Final = "agentpool"
 """Index of Nodes by the pool they belong to."""
 
+_CALLS: Final[Mapping[type[Action], Call]] = {
+    Launch: Call.LAUNCH,
+    Terminate: Call.TERMINATE,
+    Prove: Call.PROVE,
+}
+_LEAST_WAIT_SECONDS: Final = 1.0
 _PHASES: Final = {
     LAUNCHED: ("launch", None),
     REGISTERED: ("register", LAUNCHED),
@@ -95,14 +103,17 @@ class MachineReconciler:
         _, name = key
         found = self._machines.get("", name)
         if found is None:
+            self._inventory.asks.forget(name)
             self._count(name, None)
             return Result()
         state = await self._observe(_readable(found))
         if not state.is_ours:
             return Result()
         if isinstance(found, Undecodable) and not found.metadata.is_deleting:
-            told = (Condition(READY, "False", "Undecodable", found.error),)
-            await self._report(state, Plan(conditions=told), Outcome())
+            text = f"{found.error}. {reasons.remedy('Undecodable')}"
+            told = (Condition(READY, "False", "Undecodable", text),)
+            # No Nodes: what is copied from them cannot be compared with what the claim has.
+            await self._report(replace(state, nodes=()), Plan(conditions=told), Outcome())
             return Result()
         plan = decide(TERMINATION if found.metadata.is_deleting else LIFE, state)
         try:
@@ -111,66 +122,102 @@ class MachineReconciler:
             self._inventory.wake_after(name)  # cut off: a call to the cloud may have been run
             raise
         self._look_after(state, plan, outcome)
+        await self._tell_launch(state, plan, outcome)
         plan, outcome = await self._tell_refusal(state, plan, outcome)
+        plan = self._tell_failures(state, plan, outcome)
         errors = [f.error for f in outcome.failures]
-        if not _let_go(state, plan, outcome):
+        if _let_go(state, plan, outcome):
+            self._inventory.asks.forget(name)
+        else:
             try:
                 await self._report(state, plan, outcome)
             except KaitoError as err:
                 errors.append(err)
-        return self._result(plan, errors)
+        return self._result(state, plan, errors)
 
     async def _observe(self, claim: Claim) -> State:
         name, now = claim.metadata.name, self._clock.now()
         snapshot, failure = self._inventory.latest, self._inventory.failure
-        nodes = tuple(
-            node
-            for node in self._nodes.by_index(BY_AGENTPOOL, name)
-            if node.metadata.labels.get(constants.LABEL_CLAIM_UID, claim.metadata.uid)
-            == claim.metadata.uid
-        )
+        instance = None if snapshot is None else snapshot.instances.get(name)
+        candidates = self._nodes.by_index(BY_AGENTPOOL, name)
+        nodes = nodes_of(claim.metadata.uid, candidates, instance)
+        pods, trouble = await self._pods(nodes) if claim.metadata.is_deleting else ((), "")
         return State(
             claim=claim,
             ref=_ref(claim),
             settings=self._settings,
             now=now,
             jitter=self._jitter(),
-            instance=None if snapshot is None else snapshot.instances.get(name),
+            instance=instance,
             listed_at=None
             if snapshot is None
             else now - (self._clock.monotonic() - snapshot.started),
             is_awaited=self._inventory.is_awaited(name),
+            unshown=self._inventory.asks.waits(name, self._clock.monotonic()),
+            farewell=self._inventory.asks.farewell(name, claim.metadata.uid),
             cloud_trouble="" if failure is None else f"{failure} ({failure.remedy})",
             gate=gates.read(claim.metadata),
             nodes=nodes,
-            pods=await self._pods(nodes) if claim.metadata.is_deleting else (),
+            strays=strays(claim.metadata.uid, candidates),
+            pods=pods,
+            pods_trouble=trouble,
         )
 
-    async def _pods(self, nodes: tuple[Node, ...]) -> tuple[Pod, ...]:
-        """Read live and only while draining: a cache of all pods would cost far more (W30)."""
+    async def _pods(self, nodes: tuple[Node, ...]) -> tuple[tuple[Pod, ...] | None, str]:
+        """Read live and only while draining: a cache of all pods would cost far more (W30).
+
+        A list that fails ends no pass: the claim has to say so, and its machine to go in the end.
+        """
         pods: list[Pod] = []
-        for node in nodes:
-            selector = f"spec.nodeName={node.metadata.name}"
-            pods += await self._client.list(PODS, field_selector=selector)
-        return tuple(pods)
+        try:
+            for node in nodes:
+                selector = f"spec.nodeName={node.metadata.name}"
+                pods += await self._client.list(PODS, field_selector=selector)
+        except KaitoError as err:
+            log.warning("pods cannot be listed", reason=err.reason, error=str(err))
+            return None, str(err)
+        return tuple(pods), ""
 
     def _look_after(self, state: State, plan: Plan, outcome: Outcome) -> None:
         """After a call to the cloud the next list is what tells; it wakes this claim (rule G16)."""
         name = state.ref.name
         failed = {id(f.action): f.error for f in outcome.failures}
         for action in plan.actions:
-            if not isinstance(action, Launch | Terminate):
+            call = _CALLS.get(type(action))
+            if call is None:
                 continue
             error = failed.get(id(action))
-            if error is None or error.reason == "CloudUnavailable":
+            if error is None or (isinstance(error, CloudError) and error.may_be_done):
                 self._inventory.wake_after(name)
             if error is None:
+                self._inventory.asked(name, call)
                 self._inventory.look_soon()
-                log.info("asked the cloud", call=type(action).__name__.lower(), claim=name)
+                log.info("asked the cloud", call=call.value, claim=name)
                 self._observe_drain(state, action)
+        if outcome.word is not None and state.claim.metadata.is_deleting:
+            was_deletion = any(isinstance(action, Terminate) for action in plan.actions)
+            self._inventory.asks.hear(name, state.ref.uid, outcome.word, was_deletion=was_deletion)
         if state.wants_list and not self._inventory.is_awaited(name):
             self._inventory.wake_after(name)
             self._inventory.look_soon()
+
+    async def _tell_launch(self, state: State, plan: Plan, outcome: Outcome) -> None:
+        unsent = [f.action for f in outcome.failures if not isinstance(f.error, CloudError)]
+        await self._actor.act(state.ref, refusals.launch_events(plan.actions, unsent))
+
+    def _tell_failures(self, state: State, plan: Plan, outcome: Outcome) -> Plan:
+        """No failed call leaves told what would have been so had it worked (rule G18)."""
+        is_refused = False
+        for failure in outcome.failures:
+            action, error = failure.action, failure.error
+            if isinstance(action, Launch):
+                plan = refusals.unsent_launch(state, plan, error)
+            elif isinstance(action, Terminate | Prove):
+                is_refused = True
+                if isinstance(error, CloudError | NameTaken):
+                    wait = self._cloud_wait(state, error)
+                    plan = refusals.refused_deletion(state, plan, error, wait=wait)
+        return plan if is_refused else refusals.without_old_refusal(state, plan)
 
     async def _tell_refusal(
         self, state: State, plan: Plan, outcome: Outcome
@@ -208,7 +255,8 @@ class MachineReconciler:
         before = state.claim.conditions
         after = settle(state, plan.conditions, now=rfc3339(state.now), drops=plan.drops)
         status: dict[str, Any] = {} if after == before else {"conditions": on_wire(after)}
-        status |= _changed_fields(state)
+        if not state.claim.metadata.is_deleting:
+            status |= _changed_fields(state)
         if status:
             version = outcome.resource_version or state.claim.metadata.resource_version
             body = {"metadata": {"resourceVersion": version}, "status": status}
@@ -249,29 +297,33 @@ class MachineReconciler:
             if each is not None:
                 CLAIMS.labels(each).set(totals[each])
 
-    def _result(self, plan: Plan, errors: Sequence[KaitoError]) -> Result:
+    def _result(self, state: State, plan: Plan, errors: Sequence[KaitoError]) -> Result:
         """A refusal to terminate is tried again on the cloud's own time; others are failures."""
         waits = [] if plan.requeue_after is None else [plan.requeue_after]
         failure: KaitoError | None = None
         for error in errors:
             if isinstance(error, CloudError):
                 log.warning("cloud refused", reason=error.reason, error=str(error))
-                waits.append(self._cloud_wait(error))
+                waits.append(self._cloud_wait(state, error))
             else:
                 failure = failure or error
         if failure is not None:  # "again at once" is for a pass that worked: here it would storm
             waits = [wait for wait in waits if wait > 0]
         return Result(min(waits, default=None), failure)
 
-    def _cloud_wait(self, error: CloudError) -> float:
-        wait = error.retry.seconds if isinstance(error.retry, After) else 600.0
+    def _cloud_wait(self, state: State, error: KaitoError) -> float:
+        """Spread, and never none: a Retry-After of 0 is no leave to storm."""
+        asked = error.retry.seconds if isinstance(error.retry, After) else 600.0
+        wait = max(asked, _LEAST_WAIT_SECONDS) * state.jitter
         longest = self._settings.launch_retry_max
         return wait if longest is None else min(wait, longest)
 
 
 def _readable(found: Machine | Undecodable) -> Machine:
     """A claim that cannot be read can still be deleted: its name is all that takes."""
-    return Machine(metadata=found.metadata) if isinstance(found, Undecodable) else found
+    if isinstance(found, Machine):
+        return found
+    return Machine(metadata=found.metadata, status=MachineStatus(conditions=found.conditions))
 
 
 def _ref(claim: Claim) -> ObjectRef:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from kaito import constants
 from kaito.api.claim import Claim, condition
 from kaito.api.meta import ObjectRef
 from kaito.api.views import Node, Pod
 from kaito.clock import parse_rfc3339
+from kaito.provisioner.asks import Call, Farewell
 from kaito.provisioner.interface import Instance, InstanceState
 from kaito.reconcilers.machine.gate import Gate
 from kaito.reconcilers.machine.words import INITIALIZED, LAUNCHED, REGISTERED
-
-_TIMESTAMP_STEP = 1.0
-"""Times on objects are whole seconds: the moment itself is up to this much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +33,13 @@ class State:
     """All that a step may look at.
 
     ``instance``: the claim's in the last complete list; ``listed_at``: server time at which that
-    list began, None before the first. ``is_awaited``: a call of ours that no list reflects yet.
+    list began, None before the first. ``is_awaited``: no list has begun and ended since our last
+    call. ``unshown``: calls of ours that no list shows the effect of, with the seconds until each
+    may be repeated. ``farewell``: the cloud's live words since the claim is being deleted.
     ``cloud_trouble``: why the last list failed, empty when it did not. ``nodes``: of this claim's
-    instance, those being deleted included. ``pods``: on these nodes, read while draining only.
+    instance, those being deleted included. ``strays``: Nodes under the claim's name that a claim of
+    another uid left there. ``pods``: on ``nodes``, read while draining only; None when that failed,
+    and ``pods_trouble`` says why.
     ``jitter``: factor for a wait that this pass may set.
     """
 
@@ -48,20 +51,34 @@ class State:
     instance: Instance | None = None
     listed_at: float | None = None
     is_awaited: bool = False
+    unshown: Mapping[Call, float] = field(default_factory=dict)
+    farewell: Farewell = field(default_factory=Farewell)
     cloud_trouble: str = ""
     gate: Gate | None = None
     nodes: tuple[Node, ...] = ()
-    pods: tuple[Pod, ...] = ()
+    strays: tuple[Node, ...] = ()
+    pods: tuple[Pod, ...] | None = ()
+    pods_trouble: str = ""
 
     @property
     def is_ours(self) -> bool:
-        """Ours to handle (facts P1.21, rule G7): by label, or by a mark that we left."""
+        """Ours to handle (facts P1.21, rule G7): by label, or by a mark that we left.
+
+        Labels can be taken off. A claim being deleted is then known by what else we put on it.
+        """
         meta = self.claim.metadata
         if constants.LABEL_WORKSPACE in meta.labels or constants.LABEL_RAGENGINE in meta.labels:
             return True
         if constants.ANNOTATION_LAUNCH_GATE in meta.annotations:
             return True
-        return self.instance is not None and self.instance.claim_uid == self.ref.uid
+        if self.instance is not None and self.instance.claim_uid == self.ref.uid:
+            return True
+        if not meta.is_deleting or constants.TERMINATION_FINALIZER not in meta.finalizers:
+            return False
+        return constants.LABEL_WORKSPACE_UID in meta.labels or any(
+            node.metadata.labels.get(constants.LABEL_CLAIM_UID) == self.ref.uid
+            for node in self.nodes
+        )
 
     @property
     def owns_instance(self) -> bool:
@@ -73,7 +90,14 @@ class State:
 
     @property
     def joined(self) -> tuple[Node, ...]:
-        """Nodes that count: not being deleted, and known to the cloud (facts P4.10, P7.1)."""
+        """Nodes that count: not being deleted, and known to the cloud (facts P4.10, P7.1).
+
+        Before registration only beside a pool that is ours and stays: the first would otherwise be
+        bound to a machine that goes, and none is launched for a bound claim (rule G8).
+        """
+        is_bound = self._is_true(REGISTERED)
+        if not is_bound and (not self.owns_instance or self._is_instance_going):
+            return ()
         return tuple(n for n in self.nodes if not n.metadata.is_deleting and n.spec.provider_id)
 
     @property
@@ -112,19 +136,44 @@ class State:
         return float("inf") if deleted is None else parse_rfc3339(deleted)
 
     @property
-    def absence_provable_in(self) -> float:
-        """Seconds until a list that begins then proves something about a claim being deleted."""
-        return max(0.0, self.deletion_time + _TIMESTAMP_STEP - self.now)
+    def is_listed(self) -> bool:
+        """The list has an instance of the claim's name that may be the claim's."""
+        return self.instance is not None and self.instance.is_ours
+
+    @property
+    def may_have_launched(self) -> bool:
+        """A PUT may have been sent. Our finalizer is there before the first: it says so too."""
+        meta = self.claim.metadata
+        return (
+            constants.TERMINATION_FINALIZER in meta.finalizers
+            or bool(self.claim.provider_id)
+            or self.gate is not None
+            or self._is_true(LAUNCHED)
+        )
+
+    @property
+    def is_vouched_absent(self) -> bool:
+        """The cloud said live that there is no instance, and so does a list that began after."""
+        return (
+            self.farewell.is_absent
+            and not self.is_listed
+            and self.listed_at is not None
+            and not self.is_awaited
+        )
+
+    @property
+    def wants_proof(self) -> bool:
+        """The list shows no instance, and it is time to ask the cloud itself."""
+        if self.is_listed or self.listed_at is None or self.is_awaited:
+            return False
+        return not self.unshown.get(Call.PROVE)
 
     @property
     def is_absence_proven(self) -> bool:
-        """No instance, by a list that began after every call of ours and after the deletion."""
-        return (
-            self.instance is None
-            and self.listed_at is not None
-            and not self.is_awaited
-            and self.listed_at >= self.deletion_time + _TIMESTAMP_STEP
-        )
+        """Nothing is left to be paid for: no launch, or a deletion answered and absence vouched."""
+        if not self.may_have_launched:
+            return not self.is_listed
+        return self.is_vouched_absent and self.farewell.is_answered
 
     @property
     def wants_list(self) -> bool:
@@ -134,8 +183,7 @@ class State:
         if self.listed_at is None:
             return True
         if self.claim.metadata.is_deleting:
-            is_old = self.listed_at < self.deletion_time + _TIMESTAMP_STEP
-            return self.instance is None and is_old and self.absence_provable_in == 0
+            return False
         return not self.is_list_newer_than_failure and self._gate_is_open
 
     @property
@@ -146,6 +194,10 @@ class State:
         return self.listed_at > self.gate.at
 
     @property
+    def _is_instance_going(self) -> bool:
+        return self.instance is not None and self.instance.state is InstanceState.DELETING
+
+    @property
     def _gate_is_open(self) -> bool:
         return self.gate is None or (
             self.gate.opens_in(self.now, self.claim.metadata.generation) == 0
@@ -154,3 +206,35 @@ class State:
     def _is_true(self, type_: str) -> bool:
         found = condition(self.claim, type_)
         return found is not None and found.status == "True"
+
+
+def nodes_of(
+    claim_uid: str, candidates: Iterable[Node], instance: Instance | None
+) -> tuple[Node, ...]:
+    """Of the Nodes in the pool of a claim's name, the claim's own (rule G7, facts P2.4).
+
+    A Node bears the uid by its pool's label or by our mark. One that bears none is taken only in a
+    listed pool that bears none either and was made by the original; any other may be a stranger's.
+    """
+    is_originals = instance is not None and instance.is_ours and instance.claim_uid is None
+    return tuple(
+        node
+        for node in candidates
+        if claim_uid in (owners := _claim_uids(node)) or (not owners and is_originals)
+    )
+
+
+def strays(claim_uid: str, candidates: Iterable[Node]) -> tuple[Node, ...]:
+    """Of the same Nodes, those whose pool bore another claim's uid."""
+    return tuple(
+        node
+        for node in candidates
+        if node.metadata.labels.get(constants.LABEL_CLAIM_UID, claim_uid) != claim_uid
+    )
+
+
+def _claim_uids(node: Node) -> tuple[str, ...]:
+    label = node.metadata.labels.get(constants.LABEL_CLAIM_UID)
+    if label is not None:
+        return (label,)
+    return tuple(owner.uid for owner in node.metadata.owner_references)

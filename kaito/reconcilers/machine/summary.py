@@ -24,6 +24,7 @@ from kaito.reconcilers.machine.words import (
     LAUNCHED,
     READY,
     REGISTERED,
+    TERMINATION_DIAGNOSIS,
 )
 
 _MILESTONES: Final[Mapping[str, tuple[str, str]]] = {
@@ -90,7 +91,7 @@ def phase(state: State, after: Sequence[ConditionView]) -> str:
 def _put(merged: dict[str, ConditionView], condition: Condition, now: str) -> None:
     """Facts P1.7: severity ``Info`` on what Ready is not made of; no change keeps the time."""
     old = merged.get(condition.type)
-    severity = "Info" if condition.type == DIAGNOSIS else ""
+    severity = "Info" if condition.type in (DIAGNOSIS, TERMINATION_DIAGNOSIS) else ""
     new = ConditionView(
         type=condition.type,
         status=condition.status,
@@ -107,7 +108,9 @@ def _put(merged: dict[str, ConditionView], condition: Condition, now: str) -> No
 def _ready(state: State, merged: Mapping[str, ConditionView]) -> Condition:
     """Facts P1.7(c): newest False dependent, else newest Unknown, else missing, else the Node."""
     if state.claim.metadata.is_deleting:
-        return Condition(READY, "False", "Terminating", _leaving(state))
+        refused = merged.get(TERMINATION_DIAGNOSIS)
+        message = _leaving(state) if refused is None else refused.message
+        return Condition(READY, "False", "Terminating", message)
     found = [merged[type_] for type_ in DEPENDENTS if type_ in merged]
     for status in ("False", "Unknown"):
         deciding = [c for c in found if c.status == status]
@@ -127,10 +130,14 @@ def _ready(state: State, merged: Mapping[str, ConditionView]) -> Condition:
 
 def _leaving(state: State) -> str:
     instance = state.instance
-    if instance is None:
-        return "the machine is gone" if state.is_absence_proven else "waits for the cloud's list"
+    if state.is_absence_proven:
+        return "the machine is gone"
+    if instance is None or not instance.is_ours:
+        return "waits for the cloud's word that the machine is gone"
     if instance.state is InstanceState.DELETING:
         return f"agent pool {instance.name} is being deleted"
+    if state.pods is None:
+        return f"the pods on its Node have to leave and cannot be listed: {state.pods_trouble}"
     return "the machine is being given back"
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from kaito import constants
 from kaito.api.meta import ObjectMeta, ObjectRef
-from kaito.api.workspace import LabelSelector, Workspace
+from kaito.api.workspace import MAX_NODES, LabelSelector, Workspace
 
 HASH_DIGITS: Final = 9
 
@@ -19,6 +19,18 @@ def claim_name(workspace_uid: str, slot: int) -> str:
     and ARM one pool. A failed claim is replaced under the same name once it is gone.
     """
     return f"ws{digest(f'{workspace_uid}/{slot}')[:HASH_DIGITS]}"
+
+
+def owns(workspace_uid: str, count: int, claim: ObjectMeta) -> bool:
+    """Is this claim that Workspace's? By its uid label, or by a name that only its slots have.
+
+    A claim without the label is the original's: it belongs to whoever has the name now. The name
+    holds against a slip of the hand on the label, which would else end a node that is paid for.
+    """
+    if claim.labels.get(constants.LABEL_WORKSPACE_UID, workspace_uid) == workspace_uid:
+        return True
+    slots = range(min(count, MAX_NODES))
+    return any(claim.name == claim_name(workspace_uid, slot) for slot in slots)
 
 
 def digest(text: str) -> str:
@@ -51,14 +63,7 @@ def node_labels(workspace: Workspace) -> dict[str, str]:
     ``In`` with one value is the same as a matchLabel; validation refuses other expressions.
     """
     selector = workspace.resource.label_selector if workspace.resource else LabelSelector()
-    wanted = {
-        **selector.match_labels,
-        **{
-            e.key: e.values[0]
-            for e in selector.match_expressions
-            if e.operator == "In" and len(e.values) == 1
-        },
-    }
+    wanted = selector.labels()
     return {
         key: wanted[key]
         for key in sorted(wanted)

@@ -29,7 +29,7 @@ from kaito.reconcilers.act import Actor, Outcome
 from kaito.reconcilers.actions import Create, Delete, Patch, RemoveFinalizer
 from kaito.reconcilers.chain import Plan, decide
 from kaito.reconcilers.status import merge
-from kaito.reconcilers.workspace.naming import workspace_ref
+from kaito.reconcilers.workspace.naming import owns, workspace_ref
 from kaito.reconcilers.workspace.report import Refusal, changes, events, report
 from kaito.reconcilers.workspace.state import Options, Orphaned, OwnClaim, State
 from kaito.reconcilers.workspace.steps.chains import CLEANUP, ORPHANS, STEPS
@@ -42,6 +42,7 @@ BY_WORKSPACE_UID: Final = "workspace/uid"
 BY_WORKSPACE: Final = "workspace/key"
 BY_NODE: Final = "workspace/node"
 NEXT_PASS_SECONDS: Final = 0.1
+MAX_SLOTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,13 @@ class WorkspaceReconciler:
         plan asked for stands beside it (rule G15).
         """
         found = self._listers.workspaces.get(*key)
-        orphans = await self._release_orphans(key, found.metadata.uid if found else None)
+        orphans = await self._release_orphans(key, found)
         match found:
             case None:
                 failures, wait = orphans, None
             case Undecodable():
-                failures, wait = (*orphans, *await self._tell_unreadable(found)), None
+                failures, wait = await self._tell_unreadable(found)
+                failures = (*orphans, *failures)
             case Workspace():
                 failures, wait = await self._pass(self._observe(found))
                 failures = (*orphans, *failures)
@@ -112,7 +114,7 @@ class WorkspaceReconciler:
 
     def _observe(self, workspace: Workspace) -> State:
         meta = workspace.metadata
-        claims = tuple(c for c in self._claims(meta) if _is_of(c, meta.uid))
+        claims = tuple(c for c in self._claims(meta) if _is_of(c, workspace))
         preset_spec = workspace.inference.preset if workspace.inference else None
         preset = self._presets.get(preset_spec.name) if preset_spec else None
         marked = self._listers.nodes.by_index(BY_WORKSPACE_UID, meta.uid)
@@ -144,7 +146,9 @@ class WorkspaceReconciler:
                 )
         return list(found.values())
 
-    async def _release_orphans(self, key: Key, uid: str | None) -> tuple[KaitoError, ...]:
+    async def _release_orphans(
+        self, key: Key, found: Workspace | Undecodable | None
+    ) -> tuple[KaitoError, ...]:
         """Delete claims of a Workspace of this name that is no more; a live read has the last word.
 
         A cache that is behind would otherwise end the nodes of a Workspace that was just created.
@@ -153,7 +157,7 @@ class WorkspaceReconciler:
         claims = tuple(
             c
             for c in self._claims(ObjectMeta(namespace=namespace, name=name))
-            if not _is_of(c, uid) and not c.metadata.is_deleting and not self._has_owner(c)
+            if not _is_of(c, found) and not c.metadata.is_deleting and not self._has_owner(c)
         )
         if not claims:
             return ()
@@ -161,7 +165,8 @@ class WorkspaceReconciler:
             live = await self._client.get(kinds.WORKSPACES, namespace, name)
         except KaitoError as err:
             return (err,)
-        plan = decide(ORPHANS, Orphaned(claims, live.metadata.uid if live else None))
+        uid = live.metadata.uid if live else None
+        plan = decide(ORPHANS, Orphaned(claims, uid, _slots(live)))
         if plan.actions:
             log.info("deleting claims without a workspace", claims=len(plan.actions))
         outcome = await self._actor.act(
@@ -213,7 +218,9 @@ class WorkspaceReconciler:
             if type_ in set(ConditionType) - held:
                 metrics.WORKSPACE_PHASE_SECONDS.labels(type_).observe(age)
 
-    async def _tell_unreadable(self, found: Undecodable) -> tuple[KaitoError, ...]:
+    async def _tell_unreadable(
+        self, found: Undecodable
+    ) -> tuple[tuple[KaitoError, ...], float | None]:
         """Nothing is decided for what cannot be read, but a deletion is carried out and it is told.
 
         Its old conditions are unknown: the time is the creation's, so that telling it again is no
@@ -221,7 +228,7 @@ class WorkspaceReconciler:
         """
         meta = found.metadata
         if meta.is_deleting:
-            return (await self._pass(self._observe(Workspace(metadata=meta))))[0]
+            return await self._pass(self._observe(Workspace(metadata=meta)))
         text = f"{found.error}. {reasons.remedy('Undecodable')}"
         unmet = Condition(ConditionType.RESOURCE_READY, "False", "Undecodable", text)
         conditions = merge(
@@ -233,8 +240,8 @@ class WorkspaceReconciler:
         try:
             await self._patch_status(meta, meta.resource_version, {"conditions": conditions})
         except KaitoError as err:
-            return (err,)
-        return ()
+            return (err,), None
+        return (), None
 
 
 def _own_machine(machine: Machine | Undecodable) -> OwnClaim:
@@ -244,9 +251,15 @@ def _own_machine(machine: Machine | Undecodable) -> OwnClaim:
     return OwnClaim(ref, machine.metadata, machine.node_name, machine.conditions)
 
 
-def _is_of(claim: OwnClaim, uid: str | None) -> bool:
-    """Is it that Workspace's? One without the label is the original's: it goes by the name."""
-    return uid is not None and claim.metadata.labels.get(constants.LABEL_WORKSPACE_UID, uid) == uid
+def _is_of(claim: OwnClaim, workspace: Workspace | Undecodable | None) -> bool:
+    return workspace is not None and owns(workspace.metadata.uid, _slots(workspace), claim.metadata)
+
+
+def _slots(workspace: Workspace | Undecodable | None) -> int:
+    """How many slots names are worked out for; a count beyond is refused and has no claims."""
+    if not isinstance(workspace, Workspace) or workspace.resource is None:
+        return 1
+    return min(workspace.resource.count, MAX_SLOTS)
 
 
 def _owned(found: Owned | None, uid: str) -> Owned | None:

@@ -27,7 +27,7 @@ from kaito.errors import (
 from kaito.reconcilers.actions import Action, Apply, Create, Event
 from kaito.reconcilers.chain import Plan
 from kaito.reconcilers.status import merge, same
-from kaito.reconcilers.workspace.causes import told
+from kaito.reconcilers.workspace.causes import failed_machine, told
 from kaito.reconcilers.workspace.slots import fill, record, worker_nodes
 from kaito.reconcilers.workspace.state import State
 from kaito.reconcilers.workspace.summary import PROGRESS, state_word, summarize
@@ -142,22 +142,25 @@ def _with_refusals(
     """Conditions with the refused writes in them. What is observed to be True stays True."""
     told_by: dict[str, Condition] = {}
     for refusal in refusals:
-        for type_, reason in _conditions_of(refusal):
-            told_by.setdefault(type_, Condition(type_, "False", reason, _sentence(refusal)))
+        for condition in _conditions_of(refusal):
+            told_by.setdefault(condition.type, condition)
     return tuple(
         told_by[c.type] if c.status != "True" and c.type in told_by else c for c in conditions
     )
 
 
-def _conditions_of(refusal: Refusal) -> tuple[tuple[ConditionType, str], ...]:
+def _conditions_of(refusal: Refusal) -> tuple[Condition, ...]:
     if not isinstance(refusal.action, Create | Apply):
         return ()
+    text, reason = _sentence(refusal), refusal.error.reason
     if refusal.action.manifest["kind"] in _CLAIM_KINDS:
+        name = refusal.action.manifest["metadata"]["name"]
         return (
-            (ConditionType.MACHINE_READY, "machineFailedCreation"),
-            (ConditionType.RESOURCE_READY, refusal.error.reason),
+            failed_machine(name, reason),
+            Condition(ConditionType.RESOURCE_READY, "False", reason, text),
         )
-    return ((ConditionType.INFERENCE_READY, "WorkspaceInferenceStatusFailed"),)
+    failed = "WorkspaceInferenceStatusFailed"
+    return (Condition(ConditionType.INFERENCE_READY, "False", failed, text),)
 
 
 def _sentence(refusal: Refusal) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 
 from kaito import constants
 from kaito.api.views import Node, gpu_allocatable, is_ready
-from kaito.api.workspace import NodeSlot
+from kaito.api.workspace import MAX_NODES, NodeSlot
 from kaito.clock import parse_rfc3339, rfc3339
 from kaito.reconcilers.workspace.causes import cause, claim_status
 from kaito.reconcilers.workspace.naming import claim_name, digest
@@ -36,11 +36,15 @@ class Slot:
     wants_gpu: bool
 
     @property
+    def is_kept(self) -> bool:
+        """A claim holds it, and is to stay."""
+        return self.claim is not None and not self.claim.metadata.is_deleting
+
+    @property
     def is_ready(self) -> bool:
         """The Node reports Ready, has the GPUs where the size has them, and is to stay."""
         return (
-            self.claim is not None
-            and not self.claim.metadata.is_deleting
+            self.is_kept
             and self.node is not None
             and not self.node.metadata.is_deleting
             and is_ready(self.node)
@@ -49,17 +53,26 @@ class Slot:
 
     @property
     def lacks_gpu(self) -> bool:
-        """The Node is there and the device plugin has not (or no longer) offered its GPUs."""
-        return self.node is not None and self.wants_gpu and gpu_allocatable(self.node) == 0
+        """The Node is Ready and the device plugin has not (or no longer) offered its GPUs.
+
+        A Node that is not Ready has no GPUs either, but that is not its trouble.
+        """
+        return (
+            self.node is not None
+            and self.wants_gpu
+            and is_ready(self.node)
+            and gpu_allocatable(self.node) == 0
+        )
 
 
 def fill(state: State) -> tuple[tuple[Slot, ...], tuple[OwnClaim, ...]]:
     """Slots 0..count-1 with their holders, and the claims that are left over (rule G1).
 
+    Never more than MAX_NODES, whatever the Workspace says: a name costs a hash.
     A claim named for a slot holds it. Others, which the original left, hold the slot that the
     status has for them, else the lowest free one. A claim that is being deleted holds on.
     """
-    count = state.resource.count
+    count = min(state.resource.count, MAX_NODES)
     records = {r.slot: r for r in state.workspace.status.nodes}
     names = {claim_name(state.uid, i): i for i in range(count)}
     holders: dict[int, OwnClaim] = {}

@@ -75,8 +75,10 @@ class State:
 class Orphaned:
     """Claims that name a Workspace by namespace and name, and what a live read of it showed.
 
-    ``live_uid``: uid of the Workspace that has the name now, None when there is none.
+    ``live_uid``: uid of the Workspace that has the name now, None when there is none. ``count``:
+    its slots.
     """
 
     claims: tuple[OwnClaim, ...]
     live_uid: str | None
+    count: int = 0

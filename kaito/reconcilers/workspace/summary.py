@@ -19,9 +19,10 @@ PROGRESS: Final = frozenset(
 )
 """Reasons of a False or Unknown condition that say nothing went wrong."""
 
+# A fault that holds all is in ResourceReady too, in fewer words.
 _IN_ORDER: Final = (
-    ConditionType.SPEC_VALID,
     ConditionType.RESOURCE_READY,
+    ConditionType.SPEC_VALID,
     ConditionType.INFERENCE_READY,
 )
 

@@ -107,7 +107,7 @@ def register(controller: Controller, sources: Sources, *, namespace: str = "") -
         return watched(node_keys(change, sources))
 
     def of_claim(change: Change[Any]) -> list[Key]:
-        return watched(claim_keys(change))
+        return watched(claim_keys(change, sources))
 
     children: tuple[Informer[Any], ...] = (sources.deployments, sources.services)
     controller.watch(sources.workspaces, own_key)
@@ -118,20 +118,24 @@ def register(controller: Controller, sources: Sources, *, namespace: str = "") -
         controller.watch(child, owner_keys(constants.GROUP, "Workspace"))
 
 
-def claim_keys(change: Change[Any]) -> list[Key]:
-    """The Workspaces that the labels name, before and after. Also of one that is long gone."""
-    return _keys(name for obj in _sides(change) for name in workspace_names(obj))
+def claim_keys(change: Change[Any], sources: Sources) -> list[Key]:
+    """The Workspaces that the labels name, before and after, by name and by uid.
 
-
-def node_keys(change: Change[Node], sources: Sources) -> list[Key]:
-    """The Workspaces that have the Node: by its labels, by their uid on it, by way of its claim."""
-    name = change.obj.metadata.name
-    found = list(claim_keys(change))
+    By name also one that is long gone; by uid also after someone took the name labels off.
+    """
+    found = _keys(name for obj in _sides(change) for name in workspace_names(obj))
     for obj in _sides(change):
         for uid in workspace_uids(obj):
             found += [
                 w.metadata.key for w in sources.workspaces.lister.by_index(BY_WORKSPACE_UID, uid)
             ]
+    return list(dict.fromkeys(found))
+
+
+def node_keys(change: Change[Node], sources: Sources) -> list[Key]:
+    """The Workspaces that have the Node: by its labels, by their uid on it, by way of its claim."""
+    name = change.obj.metadata.name
+    found = claim_keys(change, sources)
     for claims in (sources.machines.lister, sources.nodeclaims.lister):
         found += _keys(n for c in claims.by_index(BY_NODE, name) for n in workspace_names(c))
     return list(dict.fromkeys(found))

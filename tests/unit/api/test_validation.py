@@ -305,6 +305,10 @@ def test_a_good_workspace_has_no_fault(ws: Workspace) -> None:
             {("metadata.name", "InvalidName")},
         ),
         (serving(resource={"count": 0}), {("resource.count", "InvalidSpec")}),
+        # D5: a limit, enforced before spending.
+        (serving(resource={"count": 100}), set()),
+        (serving(resource={"count": 101}), {("resource.count", "TooManyNodes")}),
+        (serving(resource={"count": 1_000_000}), {("resource.count", "TooManyNodes")}),
         (
             workspace(inference={"preset": {"name": "phi-3-mini-4k-instruct"}}),
             {("resource", "InvalidSpec")},

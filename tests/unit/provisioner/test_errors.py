@@ -185,3 +185,22 @@ def test_details_that_are_not_what_they_should_be_are_passed_over():
     """P5.10."""
     refusal = from_detail({"code": "A", "details": ["text", None]}, status=400)
     assert refusal.codes == ("a",)
+
+
+def test_a_cause_that_the_outer_message_quotes_is_said_once():
+    """P5.10: `could not be created. no capacity; no capacity.`"""
+    quoted = {
+        "code": "ReconcileVMSSAgentPoolFailed",
+        "message": "Agent pool p could not be created. No capacity",
+        "details": [{"code": "AllocationFailed", "message": "No capacity."}],
+    }
+    assert from_detail(quoted, status=200).message == quoted["message"]
+    inner = {"code": "a", "message": "All: it", "details": [{"code": "b", "message": "other"}]}
+    assert from_detail(inner, status=200).message == "All: it; other"
+
+
+def test_the_remedy_for_missing_capacity_is_a_sentence():
+    """P6.2: `tried again; or use` was none."""
+    assert classified("AllocationFailed").remedy == (
+        "eastus has no Standard_NC6s_v3 now: wait for the next try, or use another size or region"
+    )

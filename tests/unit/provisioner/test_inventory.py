@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from kaito.provisioner.asks import Call
 from kaito.provisioner.interface import LaunchRequest
 from kaito.provisioner.inventory import Inventory
 from tests.fakes.backend import InMemoryBackend, refusal
@@ -179,3 +180,18 @@ async def test_waiters_hear_of_a_failure_once_and_go_on_waiting(bench: Bench):
     await bench.clock.advance(200)
     assert bench.told == ["a"]
     assert bench.inventory.is_awaited("a")
+
+
+async def test_it_lists_often_until_a_call_of_ours_shows(bench: Bench):
+    """P3.8: a list that is behind shows nothing under way; once the next was two minutes off."""
+    bench.backend.stale_seconds = 35.0
+    await bench.clock.advance(5)
+    await bench.backend.launch(order())
+    bench.inventory.asked("pool1", Call.LAUNCH)
+    bench.inventory.look_soon()
+    await settle()
+    await bench.clock.advance(30)
+    assert bench.lists == 5
+    assert bench.inventory.asks.waits("pool1", bench.clock.monotonic()) == {Call.LAUNCH: 0.0}
+    await bench.clock.advance(10)
+    assert not bench.inventory.asks.is_any_unshown

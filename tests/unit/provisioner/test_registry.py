@@ -53,7 +53,7 @@ async def test_without_a_cloud_nothing_is_launched_and_the_claim_says_so():
     order = LaunchRequest("a", "u", "Standard_NC6s_v3", 0, {}, (), 0.0, 0.0)
     with pytest.raises(CloudError) as caught:
         await byo.launch(order)
-    assert (caught.value.reason, caught.value.terminal) == ("BringYourOwnNodes", True)
+    assert (caught.value.reason, caught.value.terminal) == ("BringYourOwnNodes", False)
     await byo.terminate("a")
     await byo.abort("a")
     assert await byo.list() == ()

@@ -181,19 +181,19 @@ async def test_only_our_finalizer_goes_and_a_moved_list_is_looked_at_again(scene
 async def test_nothing_is_launched_for_a_claim_that_is_gone_replaced_or_going(scene: Scene) -> None:
     """G6: the claim is read live before the PUT."""
     gone = ObjectRef("karpenter.sh/v1alpha5", "Machine", "", NAME, "gone")
-    assert isinstance((await scene.act(Launch(gone, request(gone)))).worst, Conflict)
+    assert isinstance((await scene.act(Launch(gone, request(gone), 1))).worst, Conflict)
     claim = scene.claim(finalizers=["ours"])
-    assert isinstance((await scene.act(Launch(gone, request(gone)))).worst, Conflict)
+    assert isinstance((await scene.act(Launch(gone, request(gone), 1))).worst, Conflict)
     await scene.kube.delete(MACHINES, "", NAME)
-    assert isinstance((await scene.act(Launch(claim, request(claim)))).worst, Conflict)
+    assert isinstance((await scene.act(Launch(claim, request(claim), 1))).worst, Conflict)
     assert scene.backend.created == 0
 
 
 async def test_without_leadership_the_cloud_is_not_called(scene: Scene) -> None:
     """G6: the fence is asked last, before each call."""
-    claim = scene.claim()
+    claim = scene.claim(finalizers=["karpenter.sh/termination"])
     scene.leads = False
-    for action in (Launch(claim, request(claim)), Terminate(claim, claim.uid, abort=True)):
+    for action in (Launch(claim, request(claim), 1), Terminate(claim, claim.uid)):
         assert isinstance((await scene.act(action)).worst, NotLeader)
     assert not scene.backend.calls
 
@@ -201,8 +201,8 @@ async def test_without_leadership_the_cloud_is_not_called(scene: Scene) -> None:
 @pytest.mark.parametrize("kind", [MACHINES, NODECLAIMS], ids=["Machine", "NodeClaim"])
 async def test_a_pool_of_another_live_claim_is_not_terminated(scene: Scene, kind: Any) -> None:
     """G6: both kinds are read live by the pool's name."""
-    claim = scene.claim()
-    await scene.act(Launch(claim, request(claim)))
+    claim = scene.claim(finalizers=["karpenter.sh/termination"])
+    await scene.act(Launch(claim, request(claim), 1))
     if kind is NODECLAIMS:
         other = scene.kube.seed(NODECLAIMS, {"metadata": {"name": NAME}, "spec": {}})
         outcome = await scene.act(Terminate(claim, other.metadata.uid))

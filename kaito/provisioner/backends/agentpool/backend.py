@@ -6,7 +6,7 @@ from kaito.errors import After, CloudError
 from kaito.provisioner.backends.agentpool import errors, pools
 from kaito.provisioner.backends.agentpool.client import ArmClient, PoolExists
 from kaito.provisioner.backends.agentpool.request import agent_pool, check_name
-from kaito.provisioner.interface import ClusterInfo, Instance, InstanceState, LaunchRequest
+from kaito.provisioner.interface import ClusterInfo, Instance, InstanceState, LaunchRequest, Word
 
 
 class AgentPoolBackend:
@@ -27,11 +27,11 @@ class AgentPoolBackend:
         except CloudError as err:
             raise await self._with_cluster_state(err) from err
 
-    async def terminate(self, name: str) -> None:
+    async def terminate(self, name: str) -> Word:
         """DELETE by name."""
         check_name(name)
         try:
-            await self._client.delete(name)
+            return Word.GOING if await self._client.delete(name) else Word.ABSENT
         except CloudError as err:
             raise await self._with_cluster_state(err) from err
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from azure.core.exceptions import (
 )
 from azure.core.pipeline import policies
 from azure.core.pipeline.transport import AioHttpTransport
+from azure.core.polling import AsyncLROPoller
 from azure.mgmt.containerservice.aio import ContainerServiceClient
 from azure.mgmt.containerservice.models import AgentPool
 
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 _CALL_SECONDS: Final = 90.0
 _USER_AGENT: Final = "kaito/0.1"
+_ON_A_POOL: Final = frozenset({"get", "delete", "abort"})
+"""Operations that may be told that the pool they name is not there."""
 
 
 async def _send_once(
@@ -155,15 +159,24 @@ class ArmClient:
 
         return await self._call("list", call, errors.Subject(""), "list agent pools")
 
-    async def delete(self, name: str) -> None:
-        """Ask for deletion. A pool that is not there is done."""
+    async def delete(self, name: str) -> bool:
+        """Ask for deletion; whether there is a pool to delete: 404 and 204 say there is none."""
 
-        async def call() -> None:
-            poller = await self._sdk.agent_pools.begin_delete(*self._scope, name, polling=False)
-            await poller.result()
+        async def call() -> bool:
+            poller: AsyncLROPoller[Any] = await self._sdk.agent_pools.begin_delete(
+                *self._scope,
+                name,
+                polling=False,
+                cls=lambda response, *_: response.http_response.status_code,
+            )
+            status: int = await poller.result()
+            return status != HTTPStatus.NO_CONTENT
 
         with suppress(_Absent):
-            await self._call("delete", call, errors.Subject(name), f"delete agent pool {name}")
+            return await self._call(
+                "delete", call, errors.Subject(name), f"delete agent pool {name}"
+            )
+        return False
 
     async def abort(self, name: str) -> None:
         """Ask for the end of the pool's running operation. No pool is done."""
@@ -221,11 +234,14 @@ class ArmClient:
             if isinstance(err, ClientAuthenticationError):
                 row = _credential_row(err)
                 raise errors.cloud_error(refusal, subject, tried=tried, row=row) from err
-            if operation != "list" and refusal.status == 404 and "notfound" in refusal.codes:
-                raise _Absent from err
             if operation == "put" and refusal.status == 412:
                 raise _Precondition from err
-            raise errors.cloud_error(refusal, subject, tried=tried) from err
+            is_missing = refusal.status == 404 and "notfound" in refusal.codes
+            if is_missing and operation in _ON_A_POOL:
+                raise _Absent from err
+            # Of what these calls name, only the cluster can be missing.
+            known = errors.CLUSTER_NOT_FOUND if is_missing else None
+            raise errors.cloud_error(refusal, subject, tried=tried, row=known) from err
         except ServiceRequestError as err:
             raise _lost(f"{tried}: {err.message}") from err
         except (AzureError, TimeoutError, ValueError) as err:

@@ -7,11 +7,11 @@ pulls out numbers, and is the last resort for two codes that mean several things
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kaito.errors import After, CloudError, Never
+from kaito.errors import ANSWER_LOST, After, CloudError, Never
 from kaito.provisioner.interface import Fault
 
 _MINUTE: Final = 60.0
@@ -101,9 +101,9 @@ CLUSTER_NOT_FOUND: Final = Row(
     "Check ARM_SUBSCRIPTION_ID, ARM_RESOURCE_GROUP and AZURE_CLUSTER_NAME",
 )
 CLOUD_UNAVAILABLE: Final = Row(
-    "CloudUnavailable", _doubling(5.0, 5 * _MINUTE), "See Azure status if it lasts"
+    ANSWER_LOST, _doubling(5.0, 5 * _MINUTE), "See Azure status if it lasts"
 )
-PREEMPTED: Final = Row("OperationPreempted", (30.0,), "Tried again")
+PREEMPTED: Final = Row("OperationPreempted", (30.0,), "Wait for the next try")
 NAME_TAKEN: Final = Row(
     "NameTaken", (_MINUTE,), "Delete the agent pool {name}, which is not ours, or rename the claim"
 )
@@ -117,7 +117,7 @@ _BOOTSTRAP: Final = Row(
 _CAPACITY: Final = Row(
     "CapacityUnavailable",
     _TEN_MINUTES_TO_HOUR,
-    "No {size} in {region} now; tried again; or use another size or region",
+    "{region} has no {size} now: wait for the next try, or use another size or region",
 )
 _ZONAL: Final = Row(
     "ZonalCapacityUnavailable", _doubling(5 * _MINUTE, 30 * _MINUTE), "Allow more zones"
@@ -313,11 +313,17 @@ def from_detail(
         status=status,
         codes=tuple(str(e["code"]).lower() for e in entries if e.get("code")),
         code=next((str(e["code"]) for e in reversed(entries) if e.get("code")), ""),
-        message="; ".join(dict.fromkeys(messages)),
+        message="; ".join(_distinct(messages)),
         retry_after=retry_after,
         target=str(error.get("target") or ""),
         request_id=request_id,
     )
+
+
+def _distinct(messages: Sequence[str]) -> list[str]:
+    """Once each, and none that another one quotes: an outer message often ends with its cause."""
+    once = list(dict.fromkeys(messages))
+    return [m for m in once if not any(m != other and m.rstrip(".") in other for other in once)]
 
 
 def _walk(error: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:

@@ -13,9 +13,10 @@ from kaito.reconcilers.machine.steps.finalizer import finalizer
 from kaito.reconcilers.machine.steps.initialization import initialization
 from kaito.reconcilers.machine.steps.launch import launch
 from kaito.reconcilers.machine.steps.registration import registration
+from kaito.reconcilers.machine.steps.release import held, strays
 from kaito.reconcilers.machine.steps.terminate import terminate
 
 Chain = tuple[Callable[[State], Step], ...]
 
-LIFE: Final[Chain] = (finalizer, launch, registration, initialization)
-TERMINATION: Final[Chain] = (drain, terminate, node_removal, finalize)
+LIFE: Final[Chain] = (finalizer, strays, held, launch, registration, initialization)
+TERMINATION: Final[Chain] = (strays, drain, terminate, node_removal, finalize)

@@ -8,7 +8,8 @@ from kaito import constants
 from kaito.api.meta import ObjectRef
 from kaito.api.views import Node, Pod
 from kaito.clock import parse_rfc3339
-from kaito.reconcilers.actions import Action, Delete, Event, Evict, Patch
+from kaito.provisioner.interface import InstanceState
+from kaito.reconcilers.actions import Action, Delete, Event, Evict, Patch, Prove
 from kaito.reconcilers.chain import Step
 from kaito.reconcilers.kinds import NODES, PODS
 from kaito.reconcilers.machine.state import State
@@ -22,16 +23,22 @@ _STUCK_SECONDS: Final = 60.0
 
 def drain(state: State) -> Step:
     """Cordon, evict; at the deadline delete and go on. Nothing to do once the machine is gone."""
-    if not state.nodes or state.is_absence_proven:
+    if not state.nodes or state.is_absence_proven or state.is_vouched_absent:
         return Step(True)
+    if state.wants_proof:  # a machine that is gone has no pods to wait for
+        return Step(False, (Prove(state.ref),), requeue_after=0.0)
     if cordons := tuple(_cordon(n) for n in state.nodes if not _is_cordoned(n)):
         names = ", ".join(n.metadata.name for n in state.nodes)
         event = Event("Normal", "Draining", f"drains node {names}", action="Drain")
         return Step(False, (event, *cordons), requeue_after=0.0)
+    left = state.deletion_time + state.settings.drain_seconds - state.now
+    if state.pods is None:  # unknown: hold like any drain, and no longer
+        if left > 0:
+            return Step(False, requeue_after=min(_LOOK_AGAIN_SECONDS, left))
+        return Step(True, _unseen(state))
     leaving = [pod for pod in state.pods if _has_to_leave(pod, state.now)]
     if not leaving:
         return Step(True)
-    left = state.deletion_time + state.settings.drain_seconds - state.now
     if left <= 0:
         return Step(True, _forced(leaving))
     return Step(False, _evictions(leaving), requeue_after=min(_LOOK_AGAIN_SECONDS, left))
@@ -75,6 +82,14 @@ def _forced(pods: list[Pod]) -> tuple[Action, ...]:
     note = f"pods that did not leave in time are deleted: {names}"
     deletes = tuple(Delete(_ref(pod)) for pod in pods if not pod.metadata.is_deleting)
     return (Event("Warning", "FailedDraining", note, action="Drain"), *deletes) if deletes else ()
+
+
+def _unseen(state: State) -> tuple[Action, ...]:
+    instance = state.instance
+    if instance is None or instance.state is InstanceState.DELETING:
+        return ()  # told before the machine was given back
+    note = f"its pods could not be listed in time and go with it: {state.pods_trouble}"
+    return (Event("Warning", "FailedDraining", note, action="Drain"),)
 
 
 def _ref(pod: Pod) -> ObjectRef:

@@ -28,8 +28,15 @@ def finalize(state: State) -> Step:
     removal = _let_go(state.ref, state.claim.metadata)
     if not removal:
         return Step(True)
-    event = Event("Normal", "Terminated", "the machine and its Node are gone", action="Terminate")
+    event = Event("Normal", "Terminated", _outcome(state), action="Terminate")
     return Step(True, (event, *removal))
+
+
+def _outcome(state: State) -> str:
+    instance = state.instance
+    if instance is not None and not instance.is_ours:
+        return f"no machine is left; agent pool {instance.name} is not ours and stays as it is"
+    return "the machine and its Node are gone" if state.claim.node_name else "no machine is left"
 
 
 def _let_go(ref: ObjectRef, meta: ObjectMeta) -> tuple[Action, ...]:

@@ -12,7 +12,8 @@ from kaito.api.claim import condition
 from kaito.api.conditions import Condition
 from kaito.catalog.quantities import whole
 from kaito.clock import parse_rfc3339, rfc3339
-from kaito.errors import CloudError
+from kaito.errors import ANSWER_LOST, CloudError, KaitoError
+from kaito.provisioner.asks import Call
 from kaito.provisioner.interface import (
     Fault,
     Instance,
@@ -27,9 +28,7 @@ from kaito.reconcilers.machine.gate import Gate
 from kaito.reconcilers.machine.state import State
 from kaito.reconcilers.machine.words import DIAGNOSIS, LAUNCHED
 
-_UNDECIDED: Final = frozenset(
-    {"OperationInProgress", "Throttled", "ClusterBusy", "CloudUnavailable"}
-)
+_UNDECIDED: Final = frozenset({"OperationInProgress", "Throttled", "ClusterBusy", ANSWER_LOST})
 """Nothing was refused: the launch waits, or nobody knows yet what became of it (facts P6.2)."""
 
 _SENTINEL_REASON: Final = "InstanceTypeUnavailable"
@@ -37,9 +36,11 @@ _SENTINEL_REASON: Final = "InstanceTypeUnavailable"
 
 def launch(state: State) -> Step:
     """The one place that asks for machines. Every PUT is preceded by a list without the pool."""
+    instance = state.instance
+    if instance is not None and not instance.is_ours and not state.joined:
+        return _name_taken(state, instance)
     if state.is_launched:
         return _launched(state)
-    instance = state.instance
     if state.listed_at is None:
         if condition(state.claim, LAUNCHED) is not None and not state.cloud_trouble:
             return Step(False)  # just started: what was told still stands
@@ -47,8 +48,6 @@ def launch(state: State) -> Step:
         return _waiting(state, f"waits for the cloud's first list of instances{why}")
     if instance is None:
         return _launch_when_open(state)
-    if not instance.is_ours:
-        return _name_taken(state, instance)
     if not state.owns_instance:
         return _remove(state, instance, "is left from an earlier claim of this name")
     match instance.state:
@@ -57,7 +56,7 @@ def launch(state: State) -> Step:
         case InstanceState.DELETING:
             return _waiting(state, f"agent pool {instance.name} is being deleted")
         case _:
-            return Step(False, conditions=(_creating(instance.raw_state, instance),))
+            return Step(False, conditions=_creating(state, instance))
 
 
 def refusal(state: State, error: CloudError) -> Gate:
@@ -70,9 +69,20 @@ def gate_patch(state: State, gate: Gate) -> Patch:
     return _annotate(state, gates.write(gate))
 
 
+def launching_event(request: LaunchRequest) -> Event:
+    """Tells of a launch that was sent."""
+    note = f"asks for agent pool {request.name} of size {request.instance_type}"
+    return Event("Normal", "Launching", note, action="Launch")
+
+
+def unsent(state: State, error: KaitoError) -> tuple[Condition, ...]:
+    """What the claim says when the cloud could not be asked."""
+    return _waiting(state, f"nothing was asked of the cloud: {error}").conditions
+
+
 def failure_event(gate: Gate) -> Event:
-    """Tells of one failed attempt."""
-    return Event("Warning", "LaunchFailed", _diagnosis(gate), action="Launch")
+    """Tells why, and nothing that differs from one attempt to the next: they are one series."""
+    return Event("Warning", "LaunchFailed", _cause(gate), action="Launch")
 
 
 def is_failure(reason: str) -> bool:
@@ -80,10 +90,11 @@ def is_failure(reason: str) -> bool:
     return reason not in _UNDECIDED
 
 
-def told(gate: Gate) -> tuple[Condition, ...]:
-    """What the claim says while the gate is shut.
+def told(gate: Gate, *, doing: str = "") -> tuple[Condition, ...]:
+    """What the claim says between attempts.
 
     The one message that callers compare whole stays alone in its condition (facts P1.12).
+    doing: what goes on before the next attempt, once its time alone would mislead.
     """
     if not is_failure(gate.reason):
         launched = Condition(LAUNCHED, "Unknown", gate.reason, gate.message)
@@ -91,7 +102,7 @@ def told(gate: Gate) -> tuple[Condition, ...]:
         is_sentinel = gate.reason == _SENTINEL_REASON
         message = constants.SKU_UNAVAILABLE_MESSAGE if is_sentinel else gate.message
         launched = Condition(LAUNCHED, "False", "LaunchFailed", message)
-    return launched, Condition(DIAGNOSIS, "True", gate.reason, _diagnosis(gate))
+    return launched, Condition(DIAGNOSIS, "True", gate.reason, _diagnosis(gate, doing))
 
 
 def _launched(state: State) -> Step:
@@ -100,8 +111,13 @@ def _launched(state: State) -> Step:
 
 
 def _launch_when_open(state: State) -> Step:
-    if state.is_awaited:
-        return _waiting(state, "waits for the cloud to list the agent pool")
+    wait_for_list = state.unshown.get(Call.LAUNCH, 0.0)
+    is_told = Call.LAUNCH in state.unshown and _is_told_creating(state)
+    if state.is_awaited or wait_for_list:
+        step = _waiting(state, "waits for the cloud to list the agent pool")
+        # A list may be behind our own call: what was told at its success still stands.
+        told_now = () if is_told else step.conditions
+        return Step(False, conditions=told_now, requeue_after=wait_for_list or None)
     gate = state.gate
     if gate is not None:
         wait = gate.opens_in(state.now, state.claim.metadata.generation)
@@ -110,7 +126,6 @@ def _launch_when_open(state: State) -> Step:
         if not state.is_list_newer_than_failure:
             return _waiting(state, "waits for a newer list of instances")
     request = launch_request(state)
-    note = f"asks for agent pool {request.name} of size {request.instance_type}"
     pool = Instance(
         name=request.name,
         state=InstanceState.CREATING,
@@ -122,8 +137,8 @@ def _launch_when_open(state: State) -> Step:
     # Told as it will be when the cloud accepts: the shell puts a refusal in its place.
     return Step(
         False,
-        (Event("Normal", "Launching", note, action="Launch"), Launch(state.ref, request)),
-        (_creating("Creating", pool),),
+        (Launch(state.ref, request, state.claim.metadata.generation),),
+        () if is_told else _creating(state, pool),
     )
 
 
@@ -174,16 +189,17 @@ def _failed(state: State, instance: Instance) -> Step:
 
 
 def _remove(state: State, instance: Instance, why: str) -> Step:
-    if state.is_awaited or instance.state is InstanceState.DELETING:
-        return _waiting(state, f"agent pool {instance.name} {why} and is being deleted")
+    step = _waiting(state, f"agent pool {instance.name} {why} and is being deleted")
+    wait = state.unshown.get(Call.TERMINATE, 0.0)
+    if state.is_awaited or wait or instance.state is InstanceState.DELETING:
+        return replace(step, requeue_after=wait or None)
     note = f"agent pool {instance.name} {why}: it is deleted before the next launch"
-    is_busy = instance.state in (InstanceState.CREATING, InstanceState.BUSY)
-    step = _waiting(state, note)
+    is_settled = instance.state in (InstanceState.READY, InstanceState.FAILED)
     return replace(
         step,
         actions=(
             Event("Normal", "Terminating", note, action="Terminate"),
-            Terminate(state.ref, instance.claim_uid, abort=is_busy),
+            Terminate(state.ref, instance.claim_uid, is_settled=is_settled),
         ),
     )
 
@@ -206,26 +222,37 @@ def _name_taken(state: State, instance: Instance) -> Step:
 def _waiting(state: State, message: str) -> Step:
     """Between attempts the last cause stays told (facts P6.3); before the first, the wait is."""
     if state.gate is not None:
-        return Step(False, conditions=told(state.gate))
+        return Step(False, conditions=told(state.gate, doing=message))
     return Step(
         False, conditions=(Condition(LAUNCHED, "Unknown", "AwaitingReconciliation", message),)
     )
 
 
-def _creating(raw_state: str, instance: Instance) -> Condition:
+def _is_told_creating(state: State) -> bool:
+    launched = condition(state.claim, LAUNCHED)
+    return launched is not None and launched.reason == "Creating"
+
+
+def _creating(state: State, instance: Instance) -> tuple[Condition, ...]:
     # A start time, never an elapsed one: that would be a write per list (facts P1.11).
     since = f" since {rfc3339(instance.launched_at)}" if instance.launched_at is not None else ""
-    return Condition(
-        LAUNCHED, "Unknown", "Creating", f"agent pool {instance.name} is {raw_state}{since}"
-    )
+    message = f"agent pool {instance.name} is {instance.raw_state}{since}"
+    creating = Condition(LAUNCHED, "Unknown", "Creating", message)
+    if state.gate is None:
+        return (creating,)
+    diagnosis = _diagnosis(state.gate, "the next is under way")
+    return creating, Condition(DIAGNOSIS, "True", state.gate.reason, diagnosis)
 
 
-def _diagnosis(gate: Gate) -> str:
-    parts = [gate.message, gate.remedy]
-    if gate.attempt:
-        when = "after an edit" if gate.next is None else f"at {rfc3339(gate.next)}"
-        parts.append(f"Attempt {gate.attempt}; the next is {when}")
-    return ". ".join(part.rstrip(".") for part in parts if part) + "."
+def _diagnosis(gate: Gate, doing: str = "") -> str:
+    if not gate.attempt:
+        return _cause(gate)
+    when = "after an edit" if gate.next is None else f"at {rfc3339(gate.next)}"
+    return f"{_cause(gate)} Attempt {gate.attempt}; {doing or f'the next is {when}'}."
+
+
+def _cause(gate: Gate) -> str:
+    return " ".join(f"{part.rstrip('.')}." for part in (gate.message, gate.remedy) if part)
 
 
 def _next_gate(state: State, cause: CloudError | Fault, *, at: float) -> Gate:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from kaito import constants
 from kaito.api.conditions import Condition
 from kaito.api.views import Node
-from kaito.reconcilers.actions import Patch, RemoveFinalizer
+from kaito.reconcilers.actions import Patch
 from kaito.reconcilers.chain import Step
 from kaito.reconcilers.kinds import NODES
 from kaito.reconcilers.machine.state import State
@@ -20,11 +19,6 @@ def registration(state: State) -> Step:
     """Exactly one Node, marked; then the claim carries its name (``status_fields``)."""
     if not state.is_launched:
         return _not_yet("MachineNotLaunched", "Machine is not launched")
-    step = _registration(state)
-    return replace(step, actions=(*step.actions, *_released(state)))
-
-
-def _registration(state: State) -> Step:
     joined, node = state.joined, state.node
     if len(joined) > 1:
         return _not_yet("MultipleNodesFound", "Invariant violated, machine matched multiple nodes")
@@ -39,20 +33,6 @@ def _registration(state: State) -> Step:
     labels = _claim_labels(state, node)
     actions = (Patch(state.ref, _version(state), {"metadata": {"labels": labels}}),)
     return Step(True, actions if labels else (), (Condition(REGISTERED, "True", ""),))
-
-
-def _released(state: State) -> tuple[RemoveFinalizer, ...]:
-    """Nodes that someone deletes under a live claim: AKS reimages a VM and its Node comes back.
-
-    Only draining needs our finalizer; held here it would keep the name from the Node to come.
-    """
-    held = (n for n in state.nodes if n.metadata.is_deleting)
-    finalizer = constants.TERMINATION_FINALIZER
-    return tuple(
-        RemoveFinalizer(NODES.ref(n), finalizer, n.metadata.finalizers.index(finalizer))
-        for n in held
-        if finalizer in n.metadata.finalizers
-    )
 
 
 def status_fields(state: State) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from kaito.api.conditions import Condition, ConditionType
 from kaito.api.meta import ObjectRef, Owned
 from kaito.reconcilers.actions import Action, Delete, Patch, RemoveFinalizer
 from kaito.reconcilers.chain import Step
+from kaito.reconcilers.workspace.causes import few, is_refused, leaving
 from kaito.reconcilers.workspace.naming import node_ref, workspace_ref
 from kaito.reconcilers.workspace.state import State
 
-_DELETED: Final = ("workspaceDeleted", "workspace is being deleted")
+_REASON: Final = "workspaceDeleted"
+_DELETED: Final = "workspace is being deleted"
 
 
 def stop_workload(state: State) -> Step:
@@ -24,9 +26,9 @@ def stop_workload(state: State) -> Step:
             *_delete("v1", "Service", state.service),
         ),
         conditions=(
-            Condition(ConditionType.WORKSPACE_DELETING, "True", *_DELETED),
-            Condition(ConditionType.RESOURCE_READY, "False", *_DELETED),
-            Condition(ConditionType.INFERENCE_READY, "False", *_DELETED),
+            Condition(ConditionType.WORKSPACE_DELETING, "True", _REASON, _waits(state)),
+            Condition(ConditionType.RESOURCE_READY, "False", _REASON, _DELETED),
+            Condition(ConditionType.INFERENCE_READY, "False", _REASON, _DELETED),
         ),
     )
 
@@ -65,6 +67,16 @@ def remove_finalizer(state: State) -> Step:
         done=True,
         actions=(RemoveFinalizer(workspace_ref(meta), constants.WORKSPACE_FINALIZER, index),),
     )
+
+
+def _waits(state: State) -> str:
+    """Which machines are still there and why; those that the cloud refuses to take first."""
+    if not state.claims:
+        return _DELETED
+    claims = sorted(state.claims, key=lambda c: (not is_refused(c), c.metadata.name))
+    each = few([leaving(claim) for claim in claims])
+    still = "1 machine is" if len(claims) == 1 else f"{len(claims)} machines are"
+    return f"{_DELETED}; {still} still there: {each}"
 
 
 def _delete(api_version: str, kind: str, found: Owned | None) -> tuple[Delete, ...]:

@@ -13,6 +13,7 @@ from kaito.reconcilers.workspace.state import State
 def validate(state: State) -> Step:
     """Owner of ``SpecValid``, which exists only while there are faults; all of them at once.
 
+    Long lists of what could be used stand there only; ResourceReady has the nearest few.
     Rules may be newer than the Workspace: one that owns something already is warned and goes on
     (rule G19).
     """
@@ -27,11 +28,20 @@ def validate(state: State) -> Step:
         done=False,
         conditions=(
             invalid,
-            Condition(ConditionType.RESOURCE_READY, "False", invalid.reason, invalid.message),
+            Condition(
+                ConditionType.RESOURCE_READY,
+                "False",
+                invalid.reason,
+                sentences(state.faults, brief=True),
+            ),
         ),
     )
 
 
-def sentences(faults: Sequence[Fault]) -> str:
+def sentences(faults: Sequence[Fault], *, brief: bool = False) -> str:
     """Every fault with its field and its remedy, one line each."""
-    return "\n".join(f"{f.field}: {f.message} {f.remedy}".strip() for f in faults)
+    remedies = [f.brief or f.remedy if brief else f.remedy for f in faults]
+    return "\n".join(
+        f"{fault.field}: {fault.message} {remedy}".strip()
+        for fault, remedy in zip(faults, remedies, strict=True)
+    )

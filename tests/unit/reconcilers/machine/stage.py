@@ -12,7 +12,7 @@ from typing import Any
 from kaito.api.meta import ApiObject, ObjectRef
 from kaito.controller.result import Result
 from kaito.kube.resources import Kind
-from kaito.provisioner.interface import Instance, InstanceState
+from kaito.provisioner.interface import Instance, InstanceState, Word
 from kaito.provisioner.inventory import Inventory
 from kaito.reconcilers.act import Actor
 from kaito.reconcilers.kinds import MACHINES, NODES, PODS
@@ -68,8 +68,11 @@ class FusedBackend(InMemoryBackend):
     async def launch(self, request: Any) -> None:
         await self._through("launch", lambda: InMemoryBackend.launch(self, request))
 
-    async def terminate(self, name: str) -> None:
-        await self._through("terminate", lambda: InMemoryBackend.terminate(self, name))
+    async def terminate(self, name: str) -> Word:
+        return await self._through("terminate", lambda: InMemoryBackend.terminate(self, name))
+
+    async def get(self, name: str) -> Instance | None:
+        return await self._through("get", lambda: InMemoryBackend.get(self, name))
 
     async def abort(self, name: str) -> None:
         await self._through("abort", lambda: InMemoryBackend.abort(self, name))

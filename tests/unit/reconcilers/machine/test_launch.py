@@ -4,6 +4,7 @@ import pytest
 
 from kaito.constants import ANNOTATION_LAUNCH_GATE, SKU_UNAVAILABLE_MESSAGE
 from kaito.errors import CloudError
+from kaito.provisioner.asks import Call
 from kaito.provisioner.backends.agentpool.request import agent_pool
 from kaito.provisioner.interface import Fault, InstanceState
 from kaito.reconcilers.actions import Event, Launch, Patch, Terminate
@@ -11,7 +12,7 @@ from kaito.reconcilers.chain import Step, decide
 from kaito.reconcilers.machine import gate as gates
 from kaito.reconcilers.machine.steps.chains import LIFE
 from kaito.reconcilers.machine.steps.finalizer import finalizer
-from kaito.reconcilers.machine.steps.launch import launch
+from kaito.reconcilers.machine.steps.launch import failure_event, launch
 from tests.unit.reconcilers.machine.builders import (
     NOW,
     claim,
@@ -163,7 +164,7 @@ def test_a_leftover_goes_before_the_order():
     step = launch(state(instance=leftover))
     (terminate,) = [a for a in step.actions if isinstance(a, Terminate)]
     assert terminate.instance_claim_uid == "uid-0"
-    assert not terminate.abort
+    assert terminate.is_settled
     assert acts(launch(state(instance=leftover, is_awaited=True))) == []
     assert acts(launch(state(instance=instance(InstanceState.DELETING, uid="uid-0")))) == []
 
@@ -252,6 +253,53 @@ def test_waiting_for_the_cloud_is_no_failure(reason: str):
     """P6.2, P5.15."""
     step = launch(state(claim(gate=gate(reason=reason))))
     assert told(step)[:2] == ("Unknown", reason)
+
+
+def test_while_a_failed_pool_goes_the_claim_says_so_and_names_no_past_time():
+    """P6.3: `the next is at <a time long past>` stood there until the pool was gone."""
+    past = claim(gate=gate(reason="CapacityUnavailable", next=NOW - 5))
+    failed = instance(InstanceState.FAILED, fault=FAULT)
+    going = "Attempt 1; agent pool ws0a1b2c3d4 failed (CapacityUnavailable) and is being deleted."
+    for given in ({}, {"is_awaited": True}, {"unshown": {Call.TERMINATE: 4.0}}):
+        message = told(launch(state(past, instance=failed, **given)), "LaunchDiagnosis")[2]
+        assert message == f"too many cores. Raise the quota. {going}"
+
+
+def test_while_the_next_try_runs_the_claim_names_no_past_time():
+    """P6.3: the cause stays, the attempt is under way; the same words at the order and after."""
+    past = claim(gate=gate(next=NOW - 5))
+    creating = instance(launched_at=NOW)
+    ordered, listed = launch(state(past)), launch(state(past, instance=creating))
+    assert told(ordered) == told(listed)
+    message = told(listed, "LaunchDiagnosis")[2]
+    assert message == "too many cores. Raise the quota. Attempt 1; the next is under way."
+    assert told(ordered, "LaunchDiagnosis")[2] == message
+
+
+def test_every_refusal_of_one_cause_is_the_same_event():
+    """P9.3: an attempt's number and time in its note made each retry an Event object of its own."""
+    first, second = (failure_event(gate(attempt=n, next=NOW + n)) for n in (1, 2))
+    assert first == second
+    assert first.note == "too many cores. Raise the quota."
+
+
+def test_an_accepted_order_is_not_repeated_before_the_list_had_its_chance():
+    """P4.12, P5.36: a list that is behind is no reason to storm."""
+    made = claim(conditions=(said("MachineLaunched", "Unknown", "Creating", "x"),))
+    early = launch(state(made, unshown={Call.LAUNCH: 6.0}))
+    assert early == Step(False, requeue_after=6.0)
+    late = launch(state(made, unshown={Call.LAUNCH: 0.0}))
+    assert (acts(late), late.conditions) == ([Launch], ())
+    untold = launch(state(unshown={Call.LAUNCH: 6.0}))
+    assert told(untold)[1] == "AwaitingReconciliation"
+
+
+def test_an_accepted_deletion_of_a_failed_pool_is_not_repeated_at_once():
+    """P5.12: the list shows it as Failed for as long as it is behind."""
+    made = claim(gate=gate(reason="CapacityUnavailable"))
+    failed = instance(InstanceState.FAILED, fault=FAULT)
+    step = launch(state(made, instance=failed, unshown={Call.TERMINATE: 6.0}))
+    assert (acts(step), step.requeue_after) == ([], 6.0)
 
 
 def test_a_dying_pool_of_a_live_claim_is_waited_for():

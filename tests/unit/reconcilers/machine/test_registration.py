@@ -9,6 +9,7 @@ from kaito.reconcilers.chain import Step
 from kaito.reconcilers.machine.state import MachineSettings
 from kaito.reconcilers.machine.steps.initialization import initialization
 from kaito.reconcilers.machine.steps.registration import registration, status_fields
+from kaito.reconcilers.machine.steps.release import held
 from tests.unit.reconcilers.machine.builders import (
     claim,
     instance,
@@ -107,7 +108,7 @@ def test_a_lost_node_does_not_undo_the_registration():
 def test_a_node_deleted_under_a_live_claim_is_let_go():
     """G8: AKS reimages a VM in place; the Node that comes back needs the name."""
     made = claim(conditions=launched_and_registered(), node_name="aks-node-0")
-    step = registration(state(made, nodes=(node(marked=True, deleting=True),)))
+    step = held(state(made, nodes=(node(marked=True, deleting=True),)))
     (release,) = step.actions
     assert isinstance(release, RemoveFinalizer)
     assert release.ref.kind == "Node"

@@ -5,6 +5,7 @@ import pytest
 from kaito.api.conditions import Condition
 from kaito.api.meta import ConditionView
 from kaito.clock import rfc3339
+from kaito.provisioner.interface import InstanceState
 from kaito.reconcilers.machine.summary import (
     milestones,
     on_wire,
@@ -12,7 +13,7 @@ from kaito.reconcilers.machine.summary import (
     settle,
     transition_events,
 )
-from tests.unit.reconcilers.machine.builders import NOW, claim, node, said, state
+from tests.unit.reconcilers.machine.builders import NOW, claim, instance, node, said, state
 
 LATER = rfc3339(NOW + 60)
 ALL_TRUE = tuple(
@@ -109,7 +110,7 @@ def test_of_equally_new_causes_the_first_in_order_decides():
 )
 def test_an_initialized_claim_follows_its_node(nodes, ready: tuple[str, str, str]):
     """U33, W29, G8: no more than a condition and an Event."""
-    found = settled((), ALL_TRUE, nodes=nodes)["Ready"]
+    found = settled((), ALL_TRUE, nodes=nodes, instance=instance(InstanceState.READY))["Ready"]
     assert (found.status, found.reason, found.message) == ready
 
 

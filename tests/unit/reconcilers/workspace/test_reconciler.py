@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kaito.errors import After, Conflict, Forbidden, NameTaken, ServerUnavailable
+from kaito.errors import Backoff, Conflict, Forbidden, NameTaken, ServerUnavailable
 from kaito.reconcilers import kinds
 from kaito.reconcilers.workspace.naming import claim_name
 from tests.fakes.clock import FakeClock
@@ -176,13 +176,13 @@ async def test_a_wait_survives_a_failure(cluster, clock):
     process = reconciler(cluster)
     await process.reconcile(KEY)
     refused = await process.reconcile(KEY)
-    assert refused.failure.retry == After(1.0)
+    assert refused.failure.retry == Backoff(at_least=1.0)
     assert refused.requeue_after is None
     await converge(cluster)
     cluster.edit(kinds.DEPLOYMENTS, "phi", lambda o: o["spec"].update(replicas=3))
     cluster.fail("apply", None, Forbidden("no", status=403))
     failed = await process.reconcile(KEY)
-    assert failed.failure.retry == After(1.0)
+    assert failed.failure.retry == Backoff(at_least=1.0)
     assert 500 < failed.requeue_after <= 600
 
 
@@ -281,6 +281,19 @@ async def test_a_claim_whose_name_labels_were_edited_stays_its_living_workspaces
     cluster.seed(kinds.MACHINES, machine)
     await process.reconcile(("default", "nobody"))
     assert cluster.names(kinds.MACHINES) == [claim_name(UID, 0)]
+
+
+async def test_a_claim_whose_uid_label_was_edited_keeps_its_slot(cluster):
+    """G1: the name says whose it is; a typo in a label once ended a serving VM."""
+    process = reconciler(cluster)
+    await process.reconcile(KEY)
+    await process.reconcile(KEY)
+    machine = cluster.bodies(kinds.MACHINES)[0]
+    machine["metadata"]["labels"]["kaito.sh/workspace-uid"] = "typo"
+    cluster.seed(kinds.MACHINES, machine)
+    await converge(cluster)
+    assert cluster.names(kinds.MACHINES) == [claim_name(UID, 0)]
+    assert cluster.workspace()["status"]["nodes"][0]["claim"] == claim_name(UID, 0)
 
 
 async def test_a_claim_of_an_earlier_workspace_of_that_name_is_deleted(cluster, clock):

@@ -101,7 +101,7 @@ def test_a_slot_that_was_asked_for_waits_and_sets_a_timer():
     step = nodes(state(workspace(nodes=(asked(asks=2, ago=10),))))
     assert step.actions == ()
     assert 38 <= step.requeue_after <= 62
-    assert "asked for 2 times and gone, next at 20" in step.conditions[0].message
+    assert "gone, to be asked for again" in step.conditions[1].message
 
 
 def test_a_node_counts_only_with_its_gpus():

@@ -87,9 +87,14 @@ def test_a_claim_wakes_the_workspace_that_its_labels_name(watched, change):
     assert watched["nodeclaims"].keys(change) == [KEY]
 
 
-def test_a_claim_with_half_the_labels_wakes_nobody(watched):
-    half = NodeClaim(ObjectMeta(name="ws1", labels={constants.LABEL_WORKSPACE: "phi"}))
-    assert watched["machines"].keys(Change(None, half)) == []
+def test_a_claim_with_half_the_labels_wakes_who_its_uid_names(sources, watched):
+    """G16: with its namespace label taken off it once held a deleted Workspace for ever."""
+    sources.workspaces.objects = (workspace(),)
+    half = {constants.LABEL_WORKSPACE: "phi"}
+    nobodys = NodeClaim(ObjectMeta(name="ws1", labels=half))
+    ours = NodeClaim(ObjectMeta(name="ws1", labels={**half, constants.LABEL_WORKSPACE_UID: UID}))
+    assert watched["machines"].keys(Change(None, nobodys)) == []
+    assert watched["machines"].keys(Change(None, ours)) == [("default", "phi")]
 
 
 def test_one_namespace_is_watched_when_one_is_set(sources):
