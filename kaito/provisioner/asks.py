@@ -45,12 +45,14 @@ class Farewell:
     """What the cloud said, live, to the end of one claim's instance. By default: nothing.
 
     ``is_answered``: a deletion was answered since. ``is_absent``: the last word was that there is
-    no such instance.
+    no such instance. ``was_there``: at some word there was one, so that no order for it can still
+    be on its way: another of that name would have been refused.
     """
 
     claim_uid: str = ""
     is_answered: bool = False
     is_absent: bool = False
+    was_there: bool = False
 
 
 class Asks:
@@ -100,6 +102,7 @@ class Asks:
             # Still there and not going: whatever was answered before has come to nothing.
             is_answered=was_deletion or word is Word.GOING or (before.is_answered and is_absent),
             is_absent=is_absent,
+            was_there=before.was_there or not is_absent,
         )
 
     def farewell(self, name: str, claim_uid: str) -> Farewell:

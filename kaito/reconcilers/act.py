@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import structlog
 
 from kaito import constants
 from kaito.api.meta import ApiObject, ObjectMeta, ObjectRef
 from kaito.controller.events import EventRecorder
 from kaito.errors import (
     AlreadyExists,
+    CloudError,
     Conflict,
     KaitoError,
     KindNotServed,
     NameTaken,
     NotFound,
+    NotLeader,
     TooManyRequests,
 )
 from kaito.kube.client import KubeClient
@@ -36,6 +41,9 @@ from kaito.reconcilers.actions import (
     Terminate,
 )
 from kaito.reconcilers.ownership import belongs_to
+
+log = structlog.get_logger()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +147,11 @@ class Actor:
                 await self._evict(ref)
             case Launch(claim, request, generation):
                 _check_orderable(claim, await self._check_claim(claim), generation)
-                self._check_fence()
-                await self._cloud.launch(request)
+                await self._led(self._cloud.launch(request))
             case Terminate():
                 return await self._terminate(action)
             case Prove(claim):
-                return _word(await self._cloud.get(claim.name))
+                return _word(await self._led(self._cloud.get(claim.name)))
             case Event():  # pragma: no cover - carried out by act()
                 raise AssertionError
         return None
@@ -211,22 +218,38 @@ class Actor:
             )
 
     async def _terminate(self, action: Terminate) -> Word:
-        claim, uid, is_busy = action.claim, action.instance_claim_uid, False
-        await self._check_claim(claim)
-        if not action.is_settled:
-            live = await self._cloud.get(claim.name)
-            if live is not None:
-                if not live.is_ours or live.state is InstanceState.DELETING:
-                    return _word(live)
-                uid = live.claim_uid
-                is_busy = live.state in (InstanceState.CREATING, InstanceState.BUSY)
-        if uid is not None and uid != claim.uid:
-            await self._check_leftover(claim.name, uid)
-        if is_busy:
-            self._check_fence()
-            await self._cloud.abort(claim.name)
-        self._check_fence()
-        return await self._cloud.terminate(claim.name)
+        """Only what a live look confirms is deleted: the list it was decided on may be behind.
+
+        The one look that is spared is for the settled instance of a claim that is going anyway.
+        """
+        claim, uid = action.claim, action.instance_claim_uid
+        is_going = (await self._check_claim(claim)).is_deleting
+        if not (is_going and action.is_settled and uid in (None, claim.uid)):
+            live = await self._led(self._cloud.get(claim.name))
+            if live is None:
+                if not is_going:
+                    return Word.ABSENT
+            elif not live.is_ours or live.state is InstanceState.DELETING:
+                return _word(live)
+            else:
+                await self._check_removable(claim, live, is_going=is_going)
+                if live.state in (InstanceState.CREATING, InstanceState.BUSY):
+                    await self._abort(claim.name)
+        return await self._led(self._cloud.terminate(claim.name))
+
+    async def _check_removable(self, claim: ObjectRef, live: Instance, *, is_going: bool) -> None:
+        """G6: not another live claim's, and of a claim that stays only what failed."""
+        if live.claim_uid not in (None, claim.uid):
+            await self._check_leftover(claim.name, live.claim_uid or "")
+        elif not is_going and live.state is not InstanceState.FAILED:
+            raise Conflict(f"instance {claim.name} is well by now: the list was behind")
+
+    async def _abort(self, name: str) -> None:
+        """A help for the deletion, no condition of it (facts P3.13): a refusal is only logged."""
+        try:
+            await self._led(self._cloud.abort(name))
+        except CloudError as err:
+            log.warning("abort refused", claim=name, reason=err.reason, error=str(err))
 
     async def _check_claim(self, claim: ObjectRef) -> ObjectMeta:
         """G6: the claim is read live before each call that changes its instance."""
@@ -245,9 +268,16 @@ class Actor:
             if live is not None and live.metadata.uid == uid:
                 raise NameTaken(f"instance {name} belongs to the live {kind} {name}")
 
-    def _check_fence(self) -> None:
-        if self._fence is not None:
-            self._fence()
+    async def _led(self, call: Awaitable[T]) -> T:
+        """A call to the cloud, which ends where the leadership does (facts E16)."""
+        try:
+            async with asyncio.timeout(self._fence() if self._fence is not None else None):
+                return await call
+        except TimeoutError as err:
+            raise NotLeader("the lease ran out during a call to the cloud") from err
+        finally:
+            if isinstance(call, Coroutine):
+                call.close()  # refused by the fence: it was never started
 
     @property
     def _cloud(self) -> NodeBackend:

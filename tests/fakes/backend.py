@@ -134,12 +134,14 @@ class InMemoryBackend:
         """A pool that somebody else made."""
         self._keep(Instance(name, InstanceState.READY, "Succeeded", "Other", False))
 
-    def add_leftover(self, name: str, claim_uid: str) -> None:
-        """A pool of ours from a claim that is gone."""
+    def add_leftover(
+        self, name: str, claim_uid: str, *, state: InstanceState = InstanceState.READY
+    ) -> None:
+        """A pool of ours that nobody here has launched."""
         self._keep(
             Instance(
                 name,
-                InstanceState.READY,
+                state,
                 "Succeeded",
                 "Standard_NC6s_v3",
                 True,

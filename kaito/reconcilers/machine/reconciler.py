@@ -6,6 +6,7 @@ on the claim (the gate) and told, and the gate says when the next is due.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -97,10 +98,12 @@ class MachineReconciler:
         self._settings = settings or MachineSettings()
         self._jitter = jitter
         self._phases: dict[str, str] = {}  # for the metric only
+        self._works_since = math.inf
 
     async def reconcile(self, key: Key) -> Result:
         """One pass."""
         _, name = key
+        self._works_since = min(self._works_since, self._clock.now())
         found = self._machines.get("", name)
         if found is None:
             self._inventory.asks.forget(name)
@@ -155,6 +158,7 @@ class MachineReconciler:
             is_awaited=self._inventory.is_awaited(name),
             unshown=self._inventory.asks.waits(name, self._clock.monotonic()),
             farewell=self._inventory.asks.farewell(name, claim.metadata.uid),
+            works_since=self._works_since,
             cloud_trouble="" if failure is None else f"{failure} ({failure.remedy})",
             gate=gates.read(claim.metadata),
             nodes=nodes,
@@ -189,8 +193,9 @@ class MachineReconciler:
             error = failed.get(id(action))
             if error is None or (isinstance(error, CloudError) and error.may_be_done):
                 self._inventory.wake_after(name)
-            if error is None:
+            if error is None or isinstance(error, CloudError):
                 self._inventory.asked(name, call)
+            if error is None:
                 self._inventory.look_soon()
                 log.info("asked the cloud", call=call.value, claim=name)
                 self._observe_drain(state, action)

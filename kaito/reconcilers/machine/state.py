@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from kaito import constants
 from kaito.api.claim import Claim, condition
@@ -14,6 +15,9 @@ from kaito.provisioner.asks import Call, Farewell
 from kaito.provisioner.interface import Instance, InstanceState
 from kaito.reconcilers.machine.gate import Gate
 from kaito.reconcilers.machine.words import INITIALIZED, LAUNCHED, REGISTERED
+
+LANDING_SECONDS: Final = 30.0
+"""Longer than a cloud takes to accept an order whose sender is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class State:
     list began, None before the first. ``is_awaited``: no list has begun and ended since our last
     call. ``unshown``: calls of ours that no list shows the effect of, with the seconds until each
     may be repeated. ``farewell``: the cloud's live words since the claim is being deleted.
+    ``works_since``: server time of this process's first pass over any claim.
     ``cloud_trouble``: why the last list failed, empty when it did not. ``nodes``: of this claim's
     instance, those being deleted included. ``strays``: Nodes under the claim's name that a claim of
     another uid left there. ``pods``: on ``nodes``, read while draining only; None when that failed,
@@ -53,6 +58,7 @@ class State:
     is_awaited: bool = False
     unshown: Mapping[Call, float] = field(default_factory=dict)
     farewell: Farewell = field(default_factory=Farewell)
+    works_since: float = 0.0
     cloud_trouble: str = ""
     gate: Gate | None = None
     nodes: tuple[Node, ...] = ()
@@ -160,6 +166,18 @@ class State:
             and self.listed_at is not None
             and not self.is_awaited
         )
+
+    @property
+    def landing_seconds(self) -> float:
+        """How long an order by the process before this one may still be on its way; 0: none is.
+
+        A process that was killed takes nothing back that it had put on the wire: soon after, "there
+        is none" may be true only because the order has not landed yet.
+        """
+        created = parse_rfc3339(self.claim.metadata.creation_timestamp)
+        if self.farewell.was_there or created >= self.works_since:
+            return 0.0
+        return max(0.0, self.works_since + LANDING_SECONDS - self.now)
 
     @property
     def wants_proof(self) -> bool:

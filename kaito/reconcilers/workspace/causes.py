@@ -57,11 +57,14 @@ def cause(claim: OwnClaim) -> Cause | None:
 
     A diagnosis is there for as long as the last launch was refused, or the end of the machine that
     has to go before it. It comes first because MachineLaunched carries a text that tools compare
-    whole (facts P1.12). A real error beats a word of progress further up.
+    whole (facts P1.12). A real error beats a word of progress further up. While the next try runs,
+    the last one's refusal is still told and is no failure any more.
     """
     diagnosis = _condition(claim, "LaunchDiagnosis") or _condition(claim, _REFUSED)
+    launched = _dependent(claim, "Launched")
     if diagnosis is not None and diagnosis.reason and claim_status(claim, "Launched") != "True":
-        failed = diagnosis.reason not in _UNDER_WAY
+        is_tried = launched is not None and launched.reason == "Creating"
+        failed = diagnosis.reason not in _UNDER_WAY and not is_tried
         return Cause(diagnosis.reason, diagnosis.message, failed, has_remedy=True)
     found = [c for t in _DEPENDENTS if (c := _dependent(claim, t)) and c.status != "True"]
     if not found:

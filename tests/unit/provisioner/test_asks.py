@@ -61,11 +61,11 @@ def test_what_is_still_there_takes_an_earlier_answer_back():
     """G8, P5.11: a deletion that failed is asked for again."""
     asks = Asks()
     asks.hear("a", UID, Word.GOING, was_deletion=True)
-    assert asks.farewell("a", UID) == Farewell(UID, is_answered=True)
+    assert asks.farewell("a", UID) == Farewell(UID, is_answered=True, was_there=True)
     asks.hear("a", UID, Word.ABSENT, was_deletion=False)
-    assert asks.farewell("a", UID) == Farewell(UID, is_answered=True, is_absent=True)
+    assert asks.farewell("a", UID) == Farewell(UID, True, is_absent=True, was_there=True)
     asks.hear("a", UID, Word.THERE, was_deletion=False)
-    assert asks.farewell("a", UID) == Farewell(UID)
+    assert asks.farewell("a", UID) == Farewell(UID, was_there=True)
 
 
 def test_a_claim_that_is_gone_leaves_nothing_behind():

@@ -40,10 +40,11 @@ class Recorder:
 
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, backend: type[InMemoryBackend] = InMemoryBackend) -> None:
         self.clock = FakeClock()
         self.kube = FakeKube(clock=self.clock)
-        self.backend = InMemoryBackend(self.clock)
+        self.backend = backend(self.clock)
+        self.lease_left = 10.0
         self.recorder = Recorder()
         self.leads = True
         self.actor = Actor(
@@ -53,7 +54,7 @@ class Scene:
     def fence(self) -> float:
         if not self.leads:
             raise NotLeader("somebody else leads")
-        return 10.0
+        return self.lease_left
 
     async def act(self, *actions: Any) -> Any:
         return await self.actor.act(WORKSPACE, actions)
@@ -201,15 +202,16 @@ async def test_without_leadership_the_cloud_is_not_called(scene: Scene) -> None:
 @pytest.mark.parametrize("kind", [MACHINES, NODECLAIMS], ids=["Machine", "NodeClaim"])
 async def test_a_pool_of_another_live_claim_is_not_terminated(scene: Scene, kind: Any) -> None:
     """G6: both kinds are read live by the pool's name."""
-    claim = scene.claim(finalizers=["karpenter.sh/termination"])
-    await scene.act(Launch(claim, request(claim), 1))
+    claim = scene.claim()
     if kind is NODECLAIMS:
         other = scene.kube.seed(NODECLAIMS, {"metadata": {"name": NAME}, "spec": {}})
+        scene.backend.add_leftover(NAME, other.metadata.uid)
         outcome = await scene.act(Terminate(claim, other.metadata.uid))
         assert isinstance(outcome.worst, NameTaken)
         assert scene.backend.calls["delete"] == 0
     else:
         scene.kube.not_served.add(NODECLAIMS.resource)
+        scene.backend.add_leftover(NAME, "a uid that nobody has")
         assert (await scene.act(Terminate(claim, "a uid that nobody has"))).worst is None
         assert scene.backend.calls["delete"] == 1
 

@@ -35,6 +35,8 @@ def _give_back(state: State) -> Step:
 
 
 def _unlisted(state: State) -> Step:
+    if landing := state.landing_seconds:
+        return Step(False, requeue_after=landing)
     if not state.farewell.is_answered:
         if wait := state.unshown.get(Call.TERMINATE):
             return Step(False, requeue_after=wait)

@@ -8,6 +8,7 @@ import pytest
 from kaito.errors import KaitoError
 from kaito.provisioner.interface import Fault
 from kaito.reconcilers.kinds import MACHINES
+from tests.fakes.backend import refusal
 from tests.unit.reconcilers.machine.builders import NAME, manifest
 from tests.unit.reconcilers.machine.stage import KEY, Fuse, Process, Stage
 
@@ -193,3 +194,32 @@ async def test_a_crash_at_any_call_under_a_stale_list_leaves_no_machine(stale: f
             assert (stage.backend.live, stage.backend.peak) == (0, 1), where
             assert stage.backend.created == 1, where
             assert stage.kube.bodies(MACHINES) == []
+
+
+async def test_an_order_that_lands_after_its_sender_was_killed_is_taken_back():
+    """G8: "there is none", said too soon, once freed the claim of a VM that was about to be."""
+    stage = Stage()
+    stage.ask(**manifest(finalizers=["karpenter.sh/termination"]))
+    assert stage.claim is not None
+    uid = stage.claim["metadata"]["uid"]
+    await stage.clock.advance(60)
+    stage.restart()  # the process that was killed had put its order on the wire
+    await stage.ask_no_more()
+    for _ in range(4):
+        await stage.tick()
+    assert stage.claim is not None
+    stage.backend.add_leftover(NAME, uid)  # now it lands
+    await stage.until(stage.is_gone)
+    assert stage.backend.live == 0
+    assert stage.backend.calls["delete"] == 1
+
+
+async def test_a_claim_no_older_than_the_process_waits_for_no_order():
+    """Nobody before us can have ordered for it: a refused one goes at once."""
+    stage = Stage()
+    await stage.tick()
+    stage.backend.refuse = lambda _: refusal("QuotaExceeded")
+    stage.ask()
+    await stage.tick()
+    await stage.ask_no_more()
+    await stage.until(lambda: stage.claim is None, ticks=4)

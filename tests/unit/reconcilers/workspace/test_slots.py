@@ -153,7 +153,7 @@ def test_an_ask_that_a_crash_kept_from_the_status_is_counted_from_its_claim():
                 ("LaunchDiagnosis", "True", "QuotaExceeded"),
                 ("MachineLaunched", "Unknown", "Creating"),
             ],
-            ("QuotaExceeded", True),
+            ("QuotaExceeded", False),
         ),
         (
             [

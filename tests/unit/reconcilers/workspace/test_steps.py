@@ -137,6 +137,17 @@ def test_the_clouds_refusal_reaches_both_conditions_with_its_remedy():
     assert step.actions == ()
 
 
+def test_a_refusal_is_no_failure_any_more_while_the_next_try_runs():
+    """Told with the progress; the Workspace once was failed for the whole of a good creation."""
+    trying = (
+        condition("LaunchDiagnosis", "True", "QuotaExceeded", "limit 0; the next is under way"),
+        condition("MachineLaunched", "Unknown", "Creating", "agent pool ws is Creating"),
+    )
+    machine, resource = nodes(state(claims=(claim(conditions=trying),))).conditions
+    assert (machine.status, machine.reason) == ("Unknown", "CreateMachinePending")
+    assert (resource.status, resource.reason) == ("False", "WaitingForNodes")
+
+
 def test_a_lost_node_is_told_and_no_second_one_is_asked_for():
     """G1: a Node keeps its slot while its claim is there."""
     step = nodes(ready_state(nodes=(node(ready=False),)))
