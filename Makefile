@@ -22,13 +22,13 @@ demo: $(STAMP) ## bring up a model on a simulated GPU node, from nothing (KEEP=1
 	@$(BIN)/kaito sandbox demo $(if $(KEEP),--keep)
 
 test: $(STAMP) ## all tests, with coverage; builds the control plane the first time
-	@$(BIN)/python -m kaito.sandbox.binaries
+	@$(BIN)/kaito sandbox build > /dev/null
 	@rm -f .coverage .coverage.*
 	$(PYTEST) -n 2 --dist loadgroup -m "not long" --cov --cov-report=
 	@$(BIN)/coverage report --fail-under=90
 
 test-long: $(STAMP) ## the tests that take minutes
-	@$(BIN)/python -m kaito.sandbox.binaries
+	@$(BIN)/kaito sandbox build > /dev/null
 	$(PYTEST) -m long
 
 check: $(STAMP) ## format, lint, types, import contracts, generated files, docs
@@ -46,7 +46,7 @@ generate: $(STAMP) ## write the generated files anew
 	$(BIN)/kaito crds --write deploy/crds
 
 bench: $(STAMP) ## measure; JSON to bench/results/, a table to the screen
-	@$(BIN)/python -m kaito.sandbox.binaries
+	@$(BIN)/kaito sandbox build > /dev/null
 	$(BIN)/python -m bench
 
 clean: ## remove what the verbs above made here (the control plane's cache stays)

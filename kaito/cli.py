@@ -193,6 +193,23 @@ def sandbox_up(
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
+@sandbox.command("build")
+def sandbox_build() -> None:
+    """Find the control plane's programs, or build them into the user's cache; print where."""
+    from kaito.sandbox import binaries
+    from kaito.sandbox.errors import SandboxError
+
+    try:
+        found = binaries.ensure(settings.environment(), progress=_progress)
+    except SandboxError as err:
+        _fail(err)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    for program in (found.etcd, found.apiserver, found.controller_manager, found.scheduler):
+        typer.echo(program)
+    typer.echo(found.kubectl)
+
+
 @sandbox.command("down")
 def sandbox_down(directory: SandboxDir = None) -> None:
     """Stop exactly what ``up`` started, and remove its data."""

@@ -62,6 +62,26 @@ def test_no_cluster_at_all_is_said_in_words(tmp_path, monkeypatch):
     assert "--kubeconfig (KAITO_KUBECONFIG)" in done.stderr
 
 
+def test_build_prints_where_each_program_is(tmp_path, monkeypatch):
+    """``KUBEBUILDER_ASSETS`` comes first; then nothing is built."""
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    done = RUNNER.invoke(app, ["sandbox", "build"])
+    assert done.exit_code == 0
+    assert done.stdout.split() == [
+        str(tmp_path / name)
+        for name in (
+            "etcd",
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubectl",
+        )
+    ]
+
+
 def test_down_without_a_sandbox_says_so(tmp_path):
     done = RUNNER.invoke(app, ["sandbox", "down", "--dir", str(tmp_path / "none")])
     assert done.exit_code == 0
