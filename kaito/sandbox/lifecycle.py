@@ -136,13 +136,15 @@ def _with_kubectl(
 def _claim(folder: Path) -> None:
     """Mark a new or empty folder as a sandbox's; only in a marked one is anything ever removed.
 
-    It holds keys of a cluster, so it must be this user's, too.
+    It holds keys of a cluster, so it must be this user's, too. The default one is a sandbox's by
+    its name, whatever an earlier version has left in it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat(follow_symlinks=False).st_uid != os.getuid():
             raise SandboxError(f"{folder} belongs to another user: choose another with --dir")
-        if any(folder.iterdir()) and not (folder / _MARK).is_file():
+        is_marked = (folder / _MARK).is_file() or folder == default_folder()
+        if any(folder.iterdir()) and not is_marked:
             raise SandboxError(
                 f"{folder} holds something that is no sandbox's: choose a new or empty folder "
                 "with --dir"

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,17 @@ def test_a_folder_with_other_things_in_it_is_refused_and_left_alone(
         call.get(verb, lambda: lifecycle.down(folder))()
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     assert left == ["bin", "bin/precious", "data", "data/precious"]
+
+
+def test_what_an_earlier_version_left_in_the_default_folder_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the mark that we leave now, the next demo once refused to start."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lifecycle.default_folder().mkdir(mode=0o700)
+    (lifecycle.default_folder() / "supervisor.log").touch()
+    assert lifecycle.down() is False
+    assert (lifecycle.default_folder() / MARK).is_file()
 
 
 def test_a_folder_that_cannot_be_one_is_an_error_in_words(tmp_path: Path) -> None:
