@@ -108,8 +108,9 @@ class Terminate:
     """Delete the instance of this claim, after a live read of the claim (rule G6).
 
     ``instance_claim_uid``: the uid that the list's instance carries, None when it carries none.
-    ``is_settled``: the list says that nothing runs on the instance. Else it is looked at live, as a
-    list may be behind: what runs is stopped first, and a stranger's instance is left alone.
+    ``is_settled``: the list says that nothing runs on the instance. That and its uid spare a claim
+    that is going the live look; all else is looked at first, as a list may be behind: what runs is
+    stopped, and what is a stranger's, or of a claim that stays and well by now, is left alone.
     """
 
     claim: ObjectRef

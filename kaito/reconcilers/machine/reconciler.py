@@ -239,14 +239,10 @@ class MachineReconciler:
             actions.append(launch.failure_event(gate))
         written = await self._actor.act(state.ref, actions)
         others = tuple(f for f in outcome.failures if f is not failure)
-        told = launch.told(gate)
-        spoken = {c.type for c in told}
-        conditions = (*(c for c in plan.conditions if c.type not in spoken), *told)
         return (
             replace(
-                plan,
+                refusals.spoken(plan, launch.told(gate)),
                 actions=(*plan.actions, *actions),
-                conditions=conditions,
                 requeue_after=None if gate.next is None else gate.next - state.now,
             ),
             Outcome(

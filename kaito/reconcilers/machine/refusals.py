@@ -19,7 +19,7 @@ from kaito.reconcilers.machine.words import LAUNCHED, TERMINATION_DIAGNOSIS
 
 def unsent_launch(state: State, plan: Plan, error: KaitoError) -> Plan:
     """The launch never reached the cloud: nothing is being created."""
-    return _spoken(plan, launch.unsent(state, error)) if _speaks_of_launch(plan) else plan
+    return spoken(plan, launch.unsent(state, error)) if _speaks_of_launch(plan) else plan
 
 
 def launch_events(actions: Sequence[Action], unsent: Sequence[Action]) -> tuple[Event, ...]:
@@ -41,7 +41,7 @@ def refused_deletion(
     told = [Condition(TERMINATION_DIAGNOSIS, "True", error.reason, text)]
     if not state.claim.metadata.is_deleting and state.gate is None:
         told.append(Condition(LAUNCHED, "Unknown", error.reason, text))
-    return _spoken(plan, told)
+    return spoken(plan, told)
 
 
 def without_old_refusal(state: State, plan: Plan) -> Plan:
@@ -59,7 +59,8 @@ def _speaks_of_launch(plan: Plan) -> bool:
     return any(condition.type == LAUNCHED for condition in plan.conditions)
 
 
-def _spoken(plan: Plan, told: Sequence[Condition]) -> Plan:
+def spoken(plan: Plan, told: Sequence[Condition]) -> Plan:
+    """The plan with these conditions in place of its own of the same types."""
     types = {condition.type for condition in told}
     others = (condition for condition in plan.conditions if condition.type not in types)
     return replace(plan, conditions=(*others, *told))

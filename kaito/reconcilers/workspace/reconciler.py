@@ -42,7 +42,6 @@ BY_WORKSPACE_UID: Final = "workspace/uid"
 BY_WORKSPACE: Final = "workspace/key"
 BY_NODE: Final = "workspace/node"
 NEXT_PASS_SECONDS: Final = 0.1
-MAX_SLOTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +255,10 @@ def _is_of(claim: OwnClaim, workspace: Workspace | Undecodable | None) -> bool:
 
 
 def _slots(workspace: Workspace | Undecodable | None) -> int:
-    """How many slots names are worked out for; a count beyond is refused and has no claims."""
+    """How many slots it has names for; one that cannot be read is taken to have one."""
     if not isinstance(workspace, Workspace) or workspace.resource is None:
         return 1
-    return min(workspace.resource.count, MAX_SLOTS)
+    return workspace.resource.count
 
 
 def _owned(found: Owned | None, uid: str) -> Owned | None:

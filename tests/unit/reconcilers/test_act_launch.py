@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from kaito.api.meta import ObjectRef
 from kaito.constants import TERMINATION_FINALIZER
 from kaito.errors import Conflict
-from kaito.provisioner.interface import LaunchRequest
 from kaito.reconcilers.act import Actor
 from kaito.reconcilers.actions import Launch
 from kaito.reconcilers.kinds import MACHINES
@@ -18,6 +16,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.kube import FakeKube
 from tests.unit.reconcilers.machine.builders import NAME, manifest
 from tests.unit.reconcilers.machine.stage import FakeRecorder
+from tests.unit.reconcilers.test_act import request
 
 
 class Scene:
@@ -41,19 +40,6 @@ class Scene:
         claim = MACHINES.ref(self.seen)
         order = Launch(claim, request(claim), self.seen.metadata.generation)
         return (await self.actor.act(claim, (order,))).worst
-
-
-def request(claim: ObjectRef) -> LaunchRequest:
-    return LaunchRequest(
-        name=claim.name,
-        claim_uid=claim.uid,
-        instance_type="Standard_NC6s_v3",
-        storage_bytes=0,
-        labels={},
-        taints=(),
-        claim_created_at=0.0,
-        launched_at=0.0,
-    )
 
 
 @pytest.fixture
