@@ -188,10 +188,7 @@ def _add_machine_side(parts: _Parts) -> None:
     reconciler = machine.build(
         client=parts.client,
         actor=Actor(
-            client=parts.client,
-            recorder=parts.recorder,
-            backend=backend,
-            fence=parts.fence,
+            client=parts.client, recorder=parts.recorder, backend=backend, fence=parts.fence
         ),
         clock=parts.clock,
         sources=sources,

@@ -38,8 +38,7 @@ def operator(
         str | None, _flag("Which controllers run: workspace,machine", "KAITO_CONTROLLERS")
     ] = None,
     kubeconfig: Annotated[
-        str | None,
-        _flag("Else in-cluster, else the default kubeconfig", "KAITO_KUBECONFIG"),
+        str | None, _flag("Else in-cluster, else the default kubeconfig", "KAITO_KUBECONFIG")
     ] = None,
     namespace: Annotated[
         str | None, _flag("Watch Workspaces of one namespace; default all", "KAITO_NAMESPACE")

@@ -96,10 +96,7 @@ WORKQUEUE_QUEUE_SECONDS = Histogram(
     buckets=_QUEUE,
 )
 WORKQUEUE_WORK_SECONDS = Histogram(
-    "workqueue_work_duration_seconds",
-    "From taken to done.",
-    ["name", "controller"],
-    buckets=_QUEUE,
+    "workqueue_work_duration_seconds", "From taken to done.", ["name", "controller"], buckets=_QUEUE
 )
 WORKQUEUE_UNFINISHED_SECONDS = Gauge(
     "workqueue_unfinished_work_seconds",

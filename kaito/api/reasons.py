@@ -114,10 +114,7 @@ _ROWS: Final = (
         "Run kubectl describe on the Node named. This release does not replace it: to have a new"
         " one, delete its Machine.",
     ),
-    Reason(
-        "NodeLost",
-        "This release does not replace it: to have a new one, delete its Machine.",
-    ),
+    Reason("NodeLost", "This release does not replace it: to have a new one, delete its Machine."),
     Reason("WaitingForNodes", _WAIT),
     Reason("WaitingForGpu", "Check that a GPU device plugin runs on the Node named."),
     # Claims: steps on the way (facts P1.6, P1.11, P1.16).

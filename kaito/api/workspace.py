@@ -207,8 +207,7 @@ _ONE_SOURCE: Final = rule(
     "give exactly one of urls, image and volumeSource",
 )
 _NO_VOLUME: Final = rule(
-    "!has(self.volumeSource)",
-    "volumeSource is not supported: use urls or image",
+    "!has(self.volumeSource)", "volumeSource is not supported: use urls or image"
 )
 
 
@@ -332,8 +331,7 @@ class TuningSpec(Model):
         json_schema_extra=rules(
             rule("has(self.preset)", "tuning.preset is required: name the model to tune"),
             rule(
-                "has(self.preset) == has(oldSelf.preset)",
-                f"tuning.preset is immutable: {RECREATE}",
+                "has(self.preset) == has(oldSelf.preset)", f"tuning.preset is immutable: {RECREATE}"
             ),
             rule("has(self.method)", "tuning.method is required: lora or qlora"),
         )
@@ -352,9 +350,7 @@ class NodeSlot(Model):
     reason: str = Field("", description="Why it is no further, in one word.")
     asks: int = Field(0, description="How often it was asked for since it last was well.")
     last_asked: str = Field(
-        "",
-        description="When it was last asked for.",
-        json_schema_extra={"format": "date-time"},
+        "", description="When it was last asked for.", json_schema_extra={"format": "date-time"}
     )
 
 

@@ -19,13 +19,7 @@ import structlog
 from kaito import metrics
 from kaito.api.meta import ObjectMeta
 from kaito.clock import Clock, rfc3339_micro, time_limit
-from kaito.errors import (
-    AlreadyExists,
-    ApiError,
-    Conflict,
-    InvalidSettings,
-    KaitoError,
-)
+from kaito.errors import AlreadyExists, ApiError, Conflict, InvalidSettings, KaitoError
 from kaito.kube.client import KubeClient
 from kaito.kube.resources import Kind
 

@@ -38,10 +38,7 @@ class _Runnable:
     """Something with a ``run`` that lasts until it is stopped."""
 
     def __init__(
-        self,
-        name: str,
-        run: Callable[[], Awaitable[None]],
-        controller: Controller | None = None,
+        self, name: str, run: Callable[[], Awaitable[None]], controller: Controller | None = None
     ) -> None:
         self.name = name
         self.run = run

@@ -291,12 +291,7 @@ class KubeClient:
         return obj
 
     async def create_subresource(
-        self,
-        kind: Kind[Any],
-        namespace: str,
-        name: str,
-        subresource: str,
-        body: Mapping[str, Any],
+        self, kind: Kind[Any], namespace: str, name: str, subresource: str, body: Mapping[str, Any]
     ) -> None:
         """POST to a subresource that answers with a Status: ``binding``, ``eviction``.
 
@@ -371,11 +366,7 @@ class KubeClient:
 
 
 async def connect(
-    config: ClusterConfig,
-    *,
-    clock: Clock,
-    component: str,
-    fence: Callable[[], float] | None = None,
+    config: ClusterConfig, *, clock: Clock, component: str, fence: Callable[[], float] | None = None
 ) -> KubeClient:
     """A client whose certificates and token have been read. Nothing was asked of the server yet.
 

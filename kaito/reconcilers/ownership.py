@@ -35,10 +35,7 @@ def with_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with the annotation by which a later pass sees it was applied (facts A7)."""
     digest = hashlib.sha256(orjson.dumps(manifest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
     metadata = manifest["metadata"]
-    annotations = {
-        **metadata.get("annotations", {}),
-        constants.ANNOTATION_MANIFEST_HASH: digest,
-    }
+    annotations = {**metadata.get("annotations", {}), constants.ANNOTATION_MANIFEST_HASH: digest}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 

@@ -246,10 +246,7 @@ class Arm:
         rest = [pool for pool in pools if pool.name > after]
         body: dict[str, Any] = {"value": [self._body(pool) for pool in rest[:size]]}
         if len(rest) > size:
-            token = {
-                "api-version": request.query["api-version"],
-                "$skipToken": rest[size - 1].name,
-            }
+            token = {"api-version": request.query["api-version"], "$skipToken": rest[size - 1].name}
             body["nextLink"] = f"{request.base}{quote(request.path)}?{urlencode(token, safe='$')}"
         return json_answer(200, body)
 

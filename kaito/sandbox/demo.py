@@ -207,11 +207,7 @@ def _show(board: Board, folder: Path, environ: Mapping[str, str], *, keep: bool)
     )
     try:
         exports = lifecycle.up(
-            folder,
-            environ=environ,
-            parent_bound=not keep,
-            operator=flags,
-            progress=board.progress,
+            folder, environ=environ, parent_bound=not keep, operator=flags, progress=board.progress
         )
         board.reached("sandbox is up", "Kubernetes API server, simulated AKS, node agent")
         asyncio.run(_walk(board, folder, probe, {**environ, **exports}, keep=keep))

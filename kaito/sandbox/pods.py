@@ -275,12 +275,7 @@ def backing_off(over: PodReport, restarts: int) -> PodReport:
 
 def _terminated(now: str, exit_code: int, reason: str) -> dict[str, Any]:
     return {
-        "terminated": {
-            "exitCode": exit_code,
-            "reason": reason,
-            "startedAt": now,
-            "finishedAt": now,
-        }
+        "terminated": {"exitCode": exit_code, "reason": reason, "startedAt": now, "finishedAt": now}
     }
 
 

@@ -172,9 +172,7 @@ ADMITTED = {
     "empty selector": {"resource": {"labelSelector": {}}, "inference": INFERENCE},
     "selector by expressions": {
         "resource": {
-            "labelSelector": {
-                "matchExpressions": [{"key": "apps", "operator": "Exists"}],
-            }
+            "labelSelector": {"matchExpressions": [{"key": "apps", "operator": "Exists"}]}
         },
         "inference": INFERENCE,
     },

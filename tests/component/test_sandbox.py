@@ -102,10 +102,7 @@ def test_a_cluster_that_is_there_can_be_used_and_is_left_clean(
 ) -> None:
     exports = dict(
         lifecycle.up(
-            folder,
-            environ=os.environ,
-            kubeconfig=control_plane.kubeconfig,
-            progress=lambda _: None,
+            folder, environ=os.environ, kubeconfig=control_plane.kubeconfig, progress=lambda _: None
         )
     )
     assert exports["KUBECONFIG"] == str(control_plane.kubeconfig)

@@ -16,13 +16,7 @@ import pytest
 from kaito.clock import SystemClock
 from kaito.errors import CloudError
 from kaito.provisioner import registry
-from kaito.provisioner.interface import (
-    InstanceState,
-    LaunchRequest,
-    NodeBackend,
-    Taint,
-    Word,
-)
+from kaito.provisioner.interface import InstanceState, LaunchRequest, NodeBackend, Taint, Word
 from kaito.sandbox.aks import SimulatedAks
 from tests.fakes.backend import InMemoryBackend, refusal
 from tests.fakes.clock import FakeClock

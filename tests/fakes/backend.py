@@ -139,14 +139,7 @@ class InMemoryBackend:
     ) -> None:
         """A pool of ours that nobody here has launched."""
         self._keep(
-            Instance(
-                name,
-                state,
-                "Succeeded",
-                "Standard_NC6s_v3",
-                True,
-                claim_uid=claim_uid,
-            )
+            Instance(name, state, "Succeeded", "Standard_NC6s_v3", True, claim_uid=claim_uid)
         )
 
     def _called(self, operation: str, name: str) -> None:

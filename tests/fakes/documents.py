@@ -99,8 +99,7 @@ def patched(body: Body, operations: Sequence[Mapping[str, Any]]) -> Body:
                     at[index] = operation["value"]
         except (KeyError, IndexError, TypeError, ValueError) as err:
             raise PatchTestFailed(
-                f"{operation['op']} {operation['path']} does not hold",
-                status=422,
+                f"{operation['op']} {operation['path']} does not hold", status=422
             ) from err
     return body
 

@@ -292,12 +292,7 @@ class FakeKube:
         return kind.decode(encoded(left[0])) if left else None
 
     async def create_subresource(
-        self,
-        kind: Kind[Any],
-        namespace: str,
-        name: str,
-        subresource: str,
-        body: Mapping[str, Any],
+        self, kind: Kind[Any], namespace: str, name: str, subresource: str, body: Mapping[str, Any]
     ) -> None:
         """Knows ``binding`` and ``eviction``; an evicted pod is gone at once."""
         key = (kind.resource, namespace, name)

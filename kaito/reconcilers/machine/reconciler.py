@@ -39,13 +39,7 @@ from kaito.reconcilers.machine.state import MachineSettings, State, nodes_of, st
 from kaito.reconcilers.machine.steps import launch
 from kaito.reconcilers.machine.steps.chains import LIFE, TERMINATION
 from kaito.reconcilers.machine.steps.registration import status_fields
-from kaito.reconcilers.machine.summary import (
-    milestones,
-    on_wire,
-    phase,
-    settle,
-    transition_events,
-)
+from kaito.reconcilers.machine.summary import milestones, on_wire, phase, settle, transition_events
 from kaito.reconcilers.machine.words import DIAGNOSIS, INITIALIZED, LAUNCHED, READY, REGISTERED
 
 log = structlog.get_logger()
@@ -246,8 +240,7 @@ class MachineReconciler:
                 requeue_after=None if gate.next is None else gate.next - state.now,
             ),
             Outcome(
-                (*others, *written.failures),
-                written.resource_version or outcome.resource_version,
+                (*others, *written.failures), written.resource_version or outcome.resource_version
             ),
         )
 

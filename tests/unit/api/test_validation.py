@@ -215,14 +215,8 @@ def test_a_good_workspace_has_no_fault(ws: Workspace) -> None:
         ),
         # C10 to C12: presets and their images.
         (serving("no-such-model"), {("inference.preset.name", "UnknownPreset")}),
-        (
-            serving("llama-2-7b"),
-            {("inference.preset.accessMode", "PrivateImageRequired")},
-        ),
-        (
-            serving(options={"accessMode": "private"}),
-            {(IMAGE_FIELD, "PrivateImageRequired")},
-        ),
+        (serving("llama-2-7b"), {("inference.preset.accessMode", "PrivateImageRequired")}),
+        (serving(options={"accessMode": "private"}), {(IMAGE_FIELD, "PrivateImageRequired")}),
         (
             serving(options={"accessMode": "private", "presetOptions": {"image": "a; rm -rf"}}),
             {(IMAGE_FIELD, "InvalidSpec")},
@@ -239,18 +233,9 @@ def test_a_good_workspace_has_no_fault(ws: Workspace) -> None:
         # C15, C16, C18 to C21: tuning.
         (tuning(), {("tuning", "NotSupportedYet")}),
         (tuning(method="LoRA"), {("tuning", "NotSupportedYet")}),
-        (
-            tuning(method="full"),
-            {("tuning", "NotSupportedYet"), ("tuning.method", "InvalidSpec")},
-        ),
-        (
-            tuning({"count": 2}),
-            {("tuning", "NotSupportedYet"), ("resource.count", "InvalidSpec")},
-        ),
-        (
-            tuning(input={}),
-            {("tuning", "NotSupportedYet"), ("tuning.input", "InvalidSpec")},
-        ),
+        (tuning(method="full"), {("tuning", "NotSupportedYet"), ("tuning.method", "InvalidSpec")}),
+        (tuning({"count": 2}), {("tuning", "NotSupportedYet"), ("resource.count", "InvalidSpec")}),
+        (tuning(input={}), {("tuning", "NotSupportedYet"), ("tuning.input", "InvalidSpec")}),
         (
             tuning(input={"urls": ["https://a"], "image": "Not An Image"}),
             {
@@ -279,10 +264,7 @@ def test_a_good_workspace_has_no_fault(ws: Workspace) -> None:
                 ("tuning.output.image", "InvalidSpec"),
             },
         ),
-        (
-            tuning(preset=None),
-            {("tuning", "NotSupportedYet"), ("tuning.preset", "InvalidSpec")},
-        ),
+        (tuning(preset=None), {("tuning", "NotSupportedYet"), ("tuning.preset", "InvalidSpec")}),
         (
             tuning(preset={"name": "x"}),
             {("tuning", "NotSupportedYet"), ("tuning.preset.name", "UnknownPreset")},

@@ -65,10 +65,7 @@ def test_views_are_immutable() -> None:
             + "]}",
             3,
         ),
-        (
-            '{"initContainers":[' + gpus(1, ',"restartPolicy":"Always"') + f",{gpus(4)}]}}",
-            5,
-        ),
+        ('{"initContainers":[' + gpus(1, ',"restartPolicy":"Always"') + f",{gpus(4)}]}}", 5),
     ],
 )
 def test_gpus_of_a_pod_are_what_the_scheduler_reserves(spec: str, expected: int) -> None:

@@ -73,10 +73,7 @@ async def test_an_event_says_who_did_what_to_which(desk: Desk, clock: FakeClock)
     assert event == {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {
-            "namespace": "default",
-            "name": f"phi.{int(clock.now() * 1e9):x}",
-        },
+        "metadata": {"namespace": "default", "name": f"phi.{int(clock.now() * 1e9):x}"},
         "eventTime": "2027-01-15T08:00:00.000000Z",
         "reportingController": "kaito.sh/workspace",
         "reportingInstance": "pod-1",

@@ -8,13 +8,7 @@ import dataclasses
 import pytest
 from prometheus_client import REGISTRY
 
-from kaito.errors import (
-    Expired,
-    Forbidden,
-    InvalidRequest,
-    KindNotServed,
-    TransportError,
-)
+from kaito.errors import Expired, Forbidden, InvalidRequest, KindNotServed, TransportError
 from kaito.informers.course import State
 from kaito.informers.watcher import Watcher
 from tests.fakes.clock import settle
@@ -62,10 +56,7 @@ async def test_only_an_annotation_that_is_exactly_true_is_the_marker():
     """R3."""
     scene = Scene()
     false = {
-        "metadata": {
-            "resourceVersion": "5",
-            "annotations": {"k8s.io/initial-events-end": "false"},
-        }
+        "metadata": {"resourceVersion": "5", "annotations": {"k8s.io/initial-events-end": "false"}}
     }
     scene.kube.feeds.append(Feed(added("a", 1), line("BOOKMARK", dump(false))))
     async with scene.running():
@@ -94,8 +85,7 @@ async def test_a_server_without_streaming_is_listed_in_pages_and_watched_from_th
 
 
 @pytest.mark.parametrize(
-    ("version", "asked"),
-    [((1, 34), "list -"), ((1, 33), "list 0"), (Forbidden("no"), "list 0")],
+    ("version", "asked"), [((1, 34), "list -"), ((1, 33), "list 0"), (Forbidden("no"), "list 0")]
 )
 async def test_the_first_list_suits_the_server(version, asked):
     """R7."""

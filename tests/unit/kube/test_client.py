@@ -253,14 +253,7 @@ async def test_a_cancelled_write_may_have_happened(server: Server, client: KubeC
 
 
 @pytest.mark.parametrize(
-    "second",
-    [
-        cut(),
-        answer(409, status(409, "Conflict")),
-        answer(429, ""),
-        answer(403, ""),
-        GONE,
-    ],
+    "second", [cut(), answer(409, status(409, "Conflict")), answer(429, ""), answer(403, ""), GONE]
 )
 async def test_a_refused_repeat_does_not_undo_the_first_sending(
     server: Server, client: KubeClient, second: Any

@@ -60,8 +60,7 @@ def credential(**status: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("host", "url"),
-    [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")],
+    ("host", "url"), [("10.0.0.1", "https://10.0.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
 )
 def test_in_a_cluster_the_address_is_the_environments(tmp_path: Path, host: str, url: str) -> None:
     """W23: IPv6 in brackets."""

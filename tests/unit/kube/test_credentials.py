@@ -228,9 +228,7 @@ async def test_the_servers_name_may_be_another_than_the_hosts(
     async with serving(server_context(authority, "kubernetes.default.svc")) as server:
         server.answers = [ok()]
         config = ClusterConfig(
-            host=server.url,
-            ca_file=tmp_path / "ca.crt",
-            server_name="kubernetes.default.svc",
+            host=server.url, ca_file=tmp_path / "ca.crt", server_name="kubernetes.default.svc"
         )
         transport = Transport(config, clock=FakeClock(), component="tests")
         assert (await transport.request(GET)).status == 200

@@ -21,10 +21,7 @@ MACHINES = Kind("karpenter.sh", "v1alpha5", "Machine", "machines", False, decode
         (requests.collection_path(PODS), "/api/v1/pods"),
         (requests.collection_path(PODS, "a"), "/api/v1/namespaces/a/pods"),
         (requests.object_path(PODS, "a", "b"), "/api/v1/namespaces/a/pods/b"),
-        (
-            requests.object_path(PODS, "a", "b", "binding"),
-            "/api/v1/namespaces/a/pods/b/binding",
-        ),
+        (requests.object_path(PODS, "a", "b", "binding"), "/api/v1/namespaces/a/pods/b/binding"),
         (requests.object_path(MACHINES, "", "m"), "/apis/karpenter.sh/v1alpha5/machines/m"),
         (
             requests.object_path(MACHINES, "", "a b:ü?#"),

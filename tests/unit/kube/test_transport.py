@@ -18,17 +18,7 @@ from kaito.kube.config import ClusterConfig, Token
 from kaito.kube.requests import Request
 from kaito.kube.transport import IN_FLIGHT, Transport, _socket
 from tests.fakes.clock import FakeClock, settle
-from tests.unit.kube.server import (
-    Server,
-    answer,
-    caught,
-    cut,
-    hang,
-    ok,
-    serving,
-    status,
-    until,
-)
+from tests.unit.kube.server import Server, answer, caught, cut, hang, ok, serving, status, until
 
 GET = Request("GET", "/x")
 POST = Request("POST", "/x", body=b"{}")

@@ -81,11 +81,7 @@ def classified(
         ("OutboundConnFailVMExtensionError", "NodeBootstrapFailed", (0.0, *TEN_TO_HOUR)),
         ("ERR_VHD_FILE_NOT_FOUND", "NodeBootstrapFailed", (0.0, *TEN_TO_HOUR)),
         ("AgentPoolCountLimitReached", "PoolLimitReached", TEN_TO_HOUR),
-        (
-            "InternalServerError",
-            "CloudUnavailable",
-            (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0),
-        ),
+        ("InternalServerError", "CloudUnavailable", (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)),
         ("NeverHeardOf", "CloudError", (30.0, 60.0, 120.0, 240.0, 480.0, 600.0)),
     ],
 )

@@ -65,10 +65,7 @@ async def test_without_a_cloud_nothing_is_launched_and_the_claim_says_so():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (
-            {"federated_token_file": "/token", "client_id": "id"},
-            "WorkloadIdentityCredential",
-        ),
+        ({"federated_token_file": "/token", "client_id": "id"}, "WorkloadIdentityCredential"),
         ({"client_id": "id"}, "ManagedIdentityCredential"),
         ({}, "AzureCliCredential"),
     ],

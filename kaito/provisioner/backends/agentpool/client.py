@@ -216,11 +216,7 @@ class ArmClient:
             raise _lost(f"list agent pools: the next page is on {given.netloc}, not followed")
 
     async def _call(
-        self,
-        operation: str,
-        call: Callable[[], Awaitable[T]],
-        subject: errors.Subject,
-        tried: str,
+        self, operation: str, call: Callable[[], Awaitable[T]], subject: errors.Subject, tried: str
     ) -> T:
         """One request, measured, its error translated at the door."""
         began = self._clock.monotonic()

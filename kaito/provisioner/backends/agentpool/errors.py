@@ -160,10 +160,7 @@ _BY_CODE: Final[Mapping[str, Row]] = {
         ),
         (_SPOT_REFUSED, "spotevicted lowpriorityvmevicted"),
         (_SUBNET_FULL, "subnetisfull insufficientsubnetsize"),
-        (
-            _NETWORK,
-            "subnetisdelegated virtualnetworknotinsucceededstate invalidresourcereference",
-        ),
+        (_NETWORK, "subnetisdelegated virtualnetworknotinsucceededstate invalidresourcereference"),
         (_POLICY, "requestdisallowedbypolicy scopelocked"),
         (PERMISSION, "authorizationfailed linkedauthorizationfailed"),
         (
@@ -300,11 +297,7 @@ def fault(error: object, subject: Subject) -> Fault:
 
 
 def from_detail(
-    error: Mapping[str, Any],
-    *,
-    status: int,
-    retry_after: float | None = None,
-    request_id: str = "",
+    error: Mapping[str, Any], *, status: int, retry_after: float | None = None, request_id: str = ""
 ) -> Refusal:
     """A Refusal from ``{"code", "message", "target", "details": […]}``, nested or not."""
     entries = tuple(_walk(error))

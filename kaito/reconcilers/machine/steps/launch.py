@@ -14,13 +14,7 @@ from kaito.catalog.quantities import whole
 from kaito.clock import parse_rfc3339, rfc3339
 from kaito.errors import ANSWER_LOST, CloudError, KaitoError
 from kaito.provisioner.asks import Call
-from kaito.provisioner.interface import (
-    Fault,
-    Instance,
-    InstanceState,
-    LaunchRequest,
-    Taint,
-)
+from kaito.provisioner.interface import Fault, Instance, InstanceState, LaunchRequest, Taint
 from kaito.reconcilers.actions import Event, Launch, Patch, Terminate
 from kaito.reconcilers.chain import Step
 from kaito.reconcilers.machine import gate as gates
@@ -180,10 +174,7 @@ def _failed(state: State, instance: Instance) -> Step:
         cause = instance.fault or Fault("CloudError", f"agent pool {instance.name} failed")
         gate = _next_gate(state, cause, at=max(state.now, launched_at))
         return Step(
-            False,
-            (gate_patch(state, gate), failure_event(gate)),
-            told(gate),
-            requeue_after=0.0,
+            False, (gate_patch(state, gate), failure_event(gate)), told(gate), requeue_after=0.0
         )
     return _remove(state, instance, f"failed ({gate.reason})")
 

@@ -20,13 +20,7 @@ from kaito.reconcilers.workspace.steps.orphans import orphans
 from kaito.reconcilers.workspace.steps.service import service
 from kaito.reconcilers.workspace.steps.validate import validate
 
-STEPS: Final[tuple[Callable[[State], Step], ...]] = (
-    finalizer,
-    validate,
-    nodes,
-    service,
-    inference,
-)
+STEPS: Final[tuple[Callable[[State], Step], ...]] = (finalizer, validate, nodes, service, inference)
 CLEANUP: Final[tuple[Callable[[State], Step], ...]] = (
     stop_workload,
     release_claims,

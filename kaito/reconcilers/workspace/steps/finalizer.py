@@ -20,9 +20,7 @@ def finalizer(state: State) -> Step:
         done=False,
         actions=(
             Patch(
-                workspace_ref(meta),
-                meta.resource_version,
-                {"metadata": {"finalizers": finalizers}},
+                workspace_ref(meta), meta.resource_version, {"metadata": {"finalizers": finalizers}}
             ),
         ),
     )

@@ -47,9 +47,7 @@ def observed(state: State) -> Condition:
     is_current = int(status.get("observedGeneration", 0)) >= live.metadata.generation
     if is_current and spec.get("replicas") == want and seen == (want, want, want):
         return _condition(
-            "True",
-            "WorkspaceInferenceStatusSuccess",
-            "Inference has been deployed successfully",
+            "True", "WorkspaceInferenceStatusSuccess", "Inference has been deployed successfully"
         )
     if is_current and (stuck := _stuck(live, status)):
         return _condition("False", "WorkspaceInferenceStatusFailed", stuck)

@@ -16,14 +16,7 @@ from kaito.reconcilers.chain import Step
 from kaito.reconcilers.workspace.causes import cause, failed_machine, few, leaving, told
 from kaito.reconcilers.workspace.manifests.machine import machine
 from kaito.reconcilers.workspace.naming import node_ref
-from kaito.reconcilers.workspace.slots import (
-    Slot,
-    ask_wait,
-    fill,
-    next_ask,
-    progress,
-    well_wait,
-)
+from kaito.reconcilers.workspace.slots import Slot, ask_wait, fill, next_ask, progress, well_wait
 from kaito.reconcilers.workspace.state import OwnClaim, State
 
 
@@ -112,10 +105,7 @@ def _progress(state: State, slots: Sequence[Slot]) -> tuple[Condition, Condition
         found = cause(slot.claim) if slot.claim else None
         if found is not None and found.failed and slot.is_kept:
             text = told(
-                f"machine {_name(slot)}",
-                found.reason,
-                found.message,
-                has_remedy=found.has_remedy,
+                f"machine {_name(slot)}", found.reason, found.message, has_remedy=found.has_remedy
             )
             return failed_machine(_name(slot), found.reason), _resource("False", found.reason, text)
     for slot in unready:

@@ -97,10 +97,7 @@ class LiveLister:
     has_synced = True
 
     def __init__(
-        self,
-        kube: FakeKube,
-        kind: Kind[Any],
-        index: Callable[[Any], Iterable[str]] = lambda _: (),
+        self, kube: FakeKube, kind: Kind[Any], index: Callable[[Any], Iterable[str]] = lambda _: ()
     ) -> None:
         self._kube, self._kind, self._index = kube, kind, index
 
@@ -179,9 +176,7 @@ class Stage:
         self.kube.seed(MACHINES, {**manifest(), **changes})
 
     async def ask_no_more(self) -> None:
-        await self._as_the_world(
-            self.kube.delete(MACHINES, "", NAME),
-        )
+        await self._as_the_world(self.kube.delete(MACHINES, "", NAME))
 
     def restart(self) -> None:
         self.process = Process(self)

@@ -37,10 +37,7 @@ def verdict(step: Step) -> tuple[str, str]:
         ({"instance": READY, "nodes": (node("a"), node("b"))}, ("False", "MultipleNodesFound")),
         ({"instance": READY, "nodes": (node(),)}, ("False", "NodeNotFound")),
         ({"instance": READY, "nodes": (node(marked=True),)}, ("True", "")),
-        (
-            {"instance": READY, "nodes": (node(marked=True), node("b", deleting=True))},
-            ("True", ""),
-        ),
+        ({"instance": READY, "nodes": (node(marked=True), node("b", deleting=True))}, ("True", "")),
     ],
     ids=[
         "not launched",
@@ -139,10 +136,7 @@ def initialized_if(given: Step) -> tuple[str, str, str]:
         (
             claim(spec={"resources": {"requests": {"nvidia.com/gpu": "1", "storage": "1Gi"}}}),
             {},
-            (
-                "ResourceNotRegistered",
-                'Resource "nvidia.com/gpu" was requested but not registered',
-            ),
+            ("ResourceNotRegistered", 'Resource "nvidia.com/gpu" was requested but not registered'),
         ),
     ],
     ids=["not ready", "startup taint", "ephemeral taint", "resource"],

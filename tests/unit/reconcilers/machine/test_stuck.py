@@ -169,9 +169,7 @@ async def test_a_retry_after_of_zero_is_not_taken_at_its_word():
 
 
 @pytest.mark.parametrize(
-    "error",
-    [TransportError("timed out"), Conflict("409", status=409)],
-    ids=["cut", "conflict"],
+    "error", [TransportError("timed out"), Conflict("409", status=409)], ids=["cut", "conflict"]
 )
 async def test_a_launch_that_was_never_sent_is_not_told_as_creating(error: KaitoError):
     """G18: the live read before the PUT failed; nothing was asked of the cloud."""

@@ -6,13 +6,7 @@ from kaito.api.conditions import Condition
 from kaito.api.meta import ConditionView
 from kaito.clock import rfc3339
 from kaito.provisioner.interface import InstanceState
-from kaito.reconcilers.machine.summary import (
-    milestones,
-    on_wire,
-    phase,
-    settle,
-    transition_events,
-)
+from kaito.reconcilers.machine.summary import milestones, on_wire, phase, settle, transition_events
 from tests.unit.reconcilers.machine.builders import NOW, claim, instance, node, said, state
 
 LATER = rfc3339(NOW + 60)

@@ -9,15 +9,7 @@ from kaito.clock import rfc3339
 from kaito.constants import TERMINATION_FINALIZER
 from kaito.provisioner.asks import Asks, Call, Farewell
 from kaito.provisioner.interface import InstanceState, Word
-from kaito.reconcilers.actions import (
-    Delete,
-    Event,
-    Evict,
-    Patch,
-    Prove,
-    RemoveFinalizer,
-    Terminate,
-)
+from kaito.reconcilers.actions import Delete, Event, Evict, Patch, Prove, RemoveFinalizer, Terminate
 from kaito.reconcilers.chain import Plan, decide
 from kaito.reconcilers.machine.state import State
 from kaito.reconcilers.machine.steps.chains import TERMINATION

@@ -113,10 +113,7 @@ def claim(
     uid: str = "",
 ) -> OwnClaim:
     name = name or claim_name(UID, slot)
-    labels = {
-        constants.LABEL_WORKSPACE: "phi",
-        constants.LABEL_WORKSPACE_NAMESPACE: "default",
-    }
+    labels = {constants.LABEL_WORKSPACE: "phi", constants.LABEL_WORKSPACE_NAMESPACE: "default"}
     if uid_label is not None:
         labels[constants.LABEL_WORKSPACE_UID] = uid_label
     meta = ObjectMeta(
@@ -178,11 +175,7 @@ def ready_state(ws: Workspace | None = None, **fields: Any) -> State:
     """One claim whose Node is well."""
     return state(
         ws,
-        **{
-            "claims": (claim(node="aks-0", conditions=launched()),),
-            "nodes": (node(),),
-            **fields,
-        },
+        **{"claims": (claim(node="aks-0", conditions=launched()),), "nodes": (node(),), **fields},
     )
 
 

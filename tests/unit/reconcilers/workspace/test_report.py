@@ -208,10 +208,7 @@ def test_events_tell_the_story_once():
         [("Normal", "WaitingForNodes")],
         [],
         [],
-        [
-            ("Normal", "workspaceResourceStatusSuccess"),
-            ("Normal", "WorkspaceInferencePending"),
-        ],
+        [("Normal", "workspaceResourceStatusSuccess"), ("Normal", "WorkspaceInferencePending")],
         [],
         [("Normal", "WorkspaceInferenceStatusSuccess")],
         [],

@@ -185,8 +185,7 @@ def test_first_writes_are_posts_and_a_settled_workspace_writes_nothing():
 
 
 @pytest.mark.parametrize(
-    "drift",
-    [{"replicas": 2}, {"progressDeadlineSeconds": 600}, {"strategy": {"type": "Recreate"}}],
+    "drift", [{"replicas": 2}, {"progressDeadlineSeconds": 600}, {"strategy": {"type": "Recreate"}}]
 )
 def test_drift_is_applied_to_the_uid_that_was_seen(drift):
     """G12, G13: never by name alone."""
@@ -288,8 +287,7 @@ def test_nodes_that_were_taken_are_given_back_and_those_of_claims_are_not():
 
 
 @pytest.mark.parametrize(
-    ("live", "deleted"),
-    [(None, ["dead", "bare"]), (UID, ["dead"]), ("new", ["own", "dead"])],
+    ("live", "deleted"), [(None, ["dead", "bare"]), (UID, ["dead"]), ("new", ["own", "dead"])]
 )
 def test_claims_go_unless_the_living_workspace_of_that_name_owns_them(live, deleted):
     claims = (
