@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format generate bench clean
+.PHONY: help setup demo test test-long check format generate bench soak clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,12 +32,13 @@ test-long: $(STAMP) ## the tests that take minutes
 	@$(BIN)/kaito sandbox build > /dev/null
 	$(PYTEST) -m long
 
-check: $(STAMP) ## format, lint, types, import contracts, generated files, docs
+check: $(STAMP) ## format, lint, types, import contracts, generated files, docs, statements
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_repo.py
+	$(BIN)/python tools/check_statements.py
 
 format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
@@ -45,9 +47,18 @@ format: $(STAMP) ## let ruff format and fix
 generate: $(STAMP) ## write the generated files anew
 	$(BIN)/kaito crds --write deploy/crds
 
-bench: $(STAMP) ## measure; JSON to bench/results/, a table to the screen
+bench: $(BENCH_STAMP) ## measure; JSON to bench/results/, a table to the screen (BENCH="idle ..." for some)
 	@$(BIN)/kaito sandbox build > /dev/null
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+soak: $(STAMP) ## 20 minutes of churn (SOAK_MINUTES); fails when memory moves more than 5 %
+	@$(BIN)/kaito sandbox build > /dev/null
+	$(BIN)/python -m bench.soak --minutes $(or $(SOAK_MINUTES),20)
 
 clean: ## remove what the verbs above made here (the control plane's cache stays)
 	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .ruff_cache .hypothesis dist bench/results

@@ -1,28 +1,18 @@
-"""The composition root: the only place that names concrete classes and says what starts when."""
+"""The composition root: the only place that names the concrete classes of both sides."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import uvloop
 
 from kaito import logs
-from kaito.clock import Clock, SystemClock
-from kaito.controller.controller import Controller
-from kaito.controller.events import EventRecorder
-from kaito.controller.leader import Elector
-from kaito.controller.manager import Manager
-from kaito.controller.probes import Probes
+from kaito.assembly import Assembly, assembled
 from kaito.errors import InvalidSettings, KaitoError
-from kaito.informers.freshness import Freshness
-from kaito.informers.informer import Informer, InformerSet
-from kaito.kube.client import KubeClient, connect
+from kaito.informers.informer import Informer
 from kaito.kube.config import ClusterConfig, from_kubeconfig, in_cluster
 from kaito.reconcilers.act import Actor
 from kaito.settings import Settings
@@ -50,19 +40,22 @@ def main(settings: Settings) -> int:
 
 
 async def _operate(settings: Settings) -> None:
-    clock = SystemClock()
-    config = await _cluster(settings)
-
-    async def connected(component: str, fence: Callable[[], float] | None = None) -> KubeClient:
-        return await connect(config, clock=clock, component=component, fence=fence)
-
-    elector = _elector(settings, clock, lambda: connected("leader-election"))
-    fence = elector.fence if elector is not None else None
-    async with contextlib.AsyncExitStack() as closers:
-        client = await connected("operator", fence)
-        closers.push_async_callback(client.close)
-        manager = _manager(settings, clock, client, elector, closers)
-        await manager.run(_stop_on_signals())
+    election = settings.leader_election_namespace if settings.leader_elect else ""
+    process = assembled(
+        await _cluster(settings),
+        name=f"kaito-{_name(settings)}",
+        identity=settings.identity,
+        election_namespace=election,
+        reporter=f"kaito.sh/{_name(settings)}",
+        health_address=settings.health_probe_bind_address,
+        metrics_address=settings.metrics_bind_address,
+    )
+    async with contextlib.AsyncExitStack() as closers, process as parts:
+        if "workspace" in settings.controllers:
+            _add_workspace_side(settings, parts)
+        if "machine" in settings.controllers:
+            _add_machine_side(settings, parts, closers)
+        await parts.run()
 
 
 def _name(settings: Settings) -> str:
@@ -77,90 +70,14 @@ async def _cluster(settings: Settings) -> ClusterConfig:
     return in_cluster(folder=pod.service_account_dir, host=pod.host, port=pod.port)
 
 
-def _elector(
-    settings: Settings, clock: Clock, connected: Callable[[], Awaitable[KubeClient]]
-) -> Elector | None:
-    if not settings.leader_elect:
-        return None
-    return Elector(
-        connect=connected,
-        namespace=settings.leader_election_namespace,
-        name=f"kaito-{_name(settings)}",
-        identity=settings.identity,
-        clock=clock,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What both sides share."""
-
-    settings: Settings
-    clock: Clock
-    client: KubeClient
-    informers: InformerSet
-    freshness: Freshness
-    recorder: EventRecorder
-    manager: Manager
-    probes: Probes
-    fence: Callable[[], float] | None
-    closers: contextlib.AsyncExitStack
-
-    def controller(
-        self, name: str, reconcile: Callable[[tuple[str, str]], Coroutine[Any, Any, Any]]
-    ) -> Controller:
-        """A controller of this process, run by the manager."""
-        controller = Controller(
-            name,
-            reconcile,
-            clock=self.clock,
-            freshness=self.freshness,
-            workers=self.settings.workers,
-        )
-        self.manager.add_controller(controller)
-        return controller
-
-
-def _manager(
-    settings: Settings,
-    clock: Clock,
-    client: KubeClient,
-    elector: Elector | None,
-    closers: contextlib.AsyncExitStack,
-) -> Manager:
-    freshness = Freshness(clock=clock, read=client.get)
-    client.on_written = freshness.on_written
-    informers = InformerSet(client, clock=clock)
-    probes = Probes(
-        health_address=settings.health_probe_bind_address,
-        metrics_address=settings.metrics_bind_address,
-    )
-    recorder = EventRecorder(
-        client, clock=clock, controller=f"kaito.sh/{_name(settings)}", instance=settings.identity
-    )
-    manager = Manager(clock=clock, elector=elector, probes=probes, recorder=recorder)
-    manager.add_informers(informers)
-    manager.add_runnable("freshness", freshness.run, leader_only=False)
-    fence = elector.fence if elector is not None else None
-    parts = _Parts(
-        settings, clock, client, informers, freshness, recorder, manager, probes, fence, closers
-    )
-    if "workspace" in settings.controllers:
-        _add_workspace_side(parts)
-    if "machine" in settings.controllers:
-        _add_machine_side(parts)
-    return manager
-
-
 # Each side's rooms are imported where it is built: a process that runs one does not pay for both.
 
 
-def _add_workspace_side(parts: _Parts) -> None:
+def _add_workspace_side(settings: Settings, parts: Assembly) -> None:
     from kaito.catalog.presets import load_presets
     from kaito.reconcilers.workspace import wiring as workspace
     from kaito.reconcilers.workspace.state import Options
 
-    settings = parts.settings
     sources = workspace.sources(parts.informers, namespace=settings.namespace)
     reconciler = workspace.build(
         client=parts.client,
@@ -170,18 +87,19 @@ def _add_workspace_side(parts: _Parts) -> None:
         presets=load_presets(),
         options=Options(registry=settings.preset_registry, provider=settings.cloud_provider),
     )
-    controller = parts.controller("workspace", reconciler.reconcile)
+    controller = parts.controller("workspace", reconciler.reconcile, workers=settings.workers)
     workspace.register(controller, sources, namespace=settings.namespace)
     parts.probes.add_readiness("crd-machines", lambda: _missing(sources.machines))
 
 
-def _add_machine_side(parts: _Parts) -> None:
+def _add_machine_side(
+    settings: Settings, parts: Assembly, closers: contextlib.AsyncExitStack
+) -> None:
     from kaito.provisioner import registry
     from kaito.provisioner.inventory import Inventory
     from kaito.reconcilers.machine import wiring as machine
     from kaito.reconcilers.machine.state import MachineSettings
 
-    settings = parts.settings
     backend = registry.create(settings.provisioner, clock=parts.clock, arm=settings.azure)
     inventory = Inventory(backend, parts.clock)
     sources = machine.sources(parts.informers)
@@ -195,10 +113,10 @@ def _add_machine_side(parts: _Parts) -> None:
         inventory=inventory,
         settings=MachineSettings(launch_retry_max=settings.launch_retry_max),
     )
-    controller = parts.controller("machine", reconciler.reconcile)
+    controller = parts.controller("machine", reconciler.reconcile, workers=settings.workers)
     machine.register(controller, sources, inventory)
     parts.manager.add_runnable("inventory", inventory.run, leader_only=False)
-    parts.closers.push_async_callback(backend.close)
+    closers.push_async_callback(backend.close)
     parts.probes.add_readiness("cloud", inventory.problem)
 
 
@@ -207,19 +125,3 @@ def _missing(informer: Informer[Any]) -> str | None:
     if informer.is_served:
         return None
     return f"{informer.kind} is not served: apply the CRDs of deploy/crds"
-
-
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second one ends the process at once (facts M6)."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def first() -> None:
-        stop.set()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(signum)
-            signal.signal(signum, signal.SIG_DFL)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, first)
-    return stop

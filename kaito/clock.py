@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 
@@ -50,9 +51,8 @@ class SystemClock:
         self._offset = time.time() - self.monotonic()  # until the first answer of the API server
         self._synced = False
 
-    def monotonic(self) -> float:
-        """See Clock."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    monotonic = staticmethod(partial(time.clock_gettime, time.CLOCK_BOOTTIME))
+    """See Clock. Asked several times per event: no frame of Python lies between."""
 
     def now(self) -> float:
         """See Clock."""

@@ -30,6 +30,7 @@ LABEL_ACCELERATOR: Final = "accelerator"
 LABEL_EXCLUDE_FROM_LB: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
 
 ANNOTATION_ENABLE_LB: Final = "kaito.sh/enablelb"
+ANNOTATION_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 ANNOTATION_MANIFEST_HASH: Final = "kaito.sh/manifest-hash"
 ANNOTATION_LAUNCH_GATE: Final = "kaito.sh/launch-gate"
 

@@ -6,9 +6,15 @@ existing dashboards work (facts, controllers.md §2). Domain metrics are ``kaito
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import accumulate
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -22,6 +28,88 @@ _CLIENT: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 _SIZE: Final = (64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
 _LAG: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _PHASE: Final = (1, 5, 10, 30, 60, 120, 180, 240, 300, 420, 600, 900, 1200, 1800, 3600)
+
+
+class Tally:
+    """One series of a ``LoopHistogram``."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value. Only ever from the loop's thread."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def read(self) -> tuple[list[tuple[str, float]], float]:
+        """Buckets as the page shows them, and the sum."""
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(bounds, accumulate(self._counts), strict=True)), self._sum
+
+
+class LoopHistogram(Collector):
+    """A histogram for what happens per key: without locks, a third of ``Histogram``'s cost."""
+
+    def __init__(
+        self, name: str, text: str, labels: list[str], *, buckets: tuple[float, ...]
+    ) -> None:
+        self._family = (name, text, None, None, labels)
+        self._buckets = buckets
+        self._tallies: dict[tuple[str, ...], Tally] = {}
+        REGISTRY.register(self)
+
+    def labels(self, *values: str) -> Tally:
+        """The series of these label values; to be looked up once."""
+        return self._tallies.setdefault(values, Tally(self._buckets))
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """See Collector."""
+        yield HistogramMetricFamily(*self._family)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """See Collector. In the scrape's thread."""
+        family = HistogramMetricFamily(*self._family)
+        for values, tally in tuple(self._tallies.items()):
+            family.add_metric(values, *tally.read())
+        yield family
+
+
+class Count:
+    """One series of a ``LoopCounter``. ``value`` is changed in the loop's thread only."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+
+class LoopCounter(Collector):
+    """A counter for what happens per event: adding one to it is nothing but that."""
+
+    def __init__(self, name: str, text: str, labels: list[str]) -> None:
+        self._family = (name, text, None, labels)
+        self._counts: dict[tuple[str, ...], Count] = {}
+        REGISTRY.register(self)
+
+    def labels(self, *values: str) -> Count:
+        """The series of these label values; to be looked up once."""
+        return self._counts.setdefault(values, Count())
+
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        """See Collector."""
+        yield CounterMetricFamily(*self._family)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """See Collector. In the scrape's thread."""
+        family = CounterMetricFamily(*self._family)
+        for values, count in tuple(self._counts.items()):
+            family.add_metric(values, count.value)
+        yield family
+
 
 # Reconcilers ------------------------------------------------------------------------------------
 RECONCILE_TOTAL = Counter(
@@ -49,7 +137,7 @@ RECONCILE_TIMEOUTS = Counter(
     "Reconciles ended by the controller's own time limit.",
     ["controller"],
 )
-RECONCILE_SECONDS = Histogram(
+RECONCILE_SECONDS = LoopHistogram(
     "controller_runtime_reconcile_time_seconds",
     "Length of one reconcile.",
     ["controller"],
@@ -61,7 +149,7 @@ MAX_CONCURRENT_RECONCILES = Gauge(
 ACTIVE_WORKERS = Gauge(
     "controller_runtime_active_workers", "Workers busy with a key.", ["controller"]
 )
-EVENT_TO_RECONCILE_SECONDS = Histogram(
+EVENT_TO_RECONCILE_SECONDS = LoopHistogram(
     "event_to_reconcile_seconds",
     "From the event's arrival to the start of its reconcile.",
     ["controller"],
@@ -89,13 +177,13 @@ WORKQUEUE_DEPTH = Gauge(
     "workqueue_depth", "Keys ready to be taken.", ["name", "controller", "priority"]
 )
 WORKQUEUE_ADDS = Counter("workqueue_adds_total", "Keys that became ready.", ["name", "controller"])
-WORKQUEUE_QUEUE_SECONDS = Histogram(
+WORKQUEUE_QUEUE_SECONDS = LoopHistogram(
     "workqueue_queue_duration_seconds",
     "From ready to taken.",
     ["name", "controller"],
     buckets=_QUEUE,
 )
-WORKQUEUE_WORK_SECONDS = Histogram(
+WORKQUEUE_WORK_SECONDS = LoopHistogram(
     "workqueue_work_duration_seconds", "From taken to done.", ["name", "controller"], buckets=_QUEUE
 )
 WORKQUEUE_UNFINISHED_SECONDS = Gauge(
@@ -109,6 +197,45 @@ WORKQUEUE_LONGEST_SECONDS = Gauge(
     ["name", "controller"],
 )
 WORKQUEUE_RETRIES = Counter("workqueue_retries_total", "Adds with a delay.", ["name", "controller"])
+
+_MAX_PRIORITIES: Final = 25
+
+
+class QueueSeries:
+    """The ``workqueue_*`` series of one queue, looked up once.
+
+    What can be read off the queue is computed at the scrape: it costs nothing per key, needs no
+    timer, and tells the truth while the loop is held.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._labels = (name, name)
+        self.adds = WORKQUEUE_ADDS.labels(*self._labels)
+        self.retries = WORKQUEUE_RETRIES.labels(*self._labels)
+        self.queue_seconds = WORKQUEUE_QUEUE_SECONDS.labels(*self._labels)
+        self.work_seconds = WORKQUEUE_WORK_SECONDS.labels(*self._labels)
+        self._priorities: set[int] = set()
+
+    def show_ages(self, ages: Callable[[], list[float]]) -> None:
+        """Tell of the keys in process by their ages."""
+        unfinished = WORKQUEUE_UNFINISHED_SECONDS.labels(*self._labels)
+        unfinished.set_function(lambda: sum(ages()))
+        longest = WORKQUEUE_LONGEST_SECONDS.labels(*self._labels)
+        longest.set_function(lambda: max(ages(), default=0.0))
+
+    def show_depth(self, priority: int, levels: Mapping[int, Collection[object]]) -> None:
+        """Tell how many keys are ready at a priority. Beyond 25 all others share one series."""
+        shown = self._priorities
+        if priority in shown:
+            return
+        if len(shown) < _MAX_PRIORITIES:
+            shown.add(priority)
+            depth = WORKQUEUE_DEPTH.labels(*self._labels, str(priority))
+            depth.set_function(lambda: len(levels.get(priority, ())))
+            return
+        depth = WORKQUEUE_DEPTH.labels(*self._labels, "exceeded_cardinality_limit")
+        depth.set_function(lambda: sum(len(v) for p, v in tuple(levels.items()) if p not in shown))
+
 
 # Leader election --------------------------------------------------------------------------------
 LEADER_STATUS = Gauge("leader_election_master_status", "1 while leading, else 0.", ["name"])
@@ -151,7 +278,7 @@ REST_RETRIES = Counter(
 _INFORMER: Final = ["kind", "representation"]
 INFORMER_OBJECTS = Gauge("informer_objects", "Objects in the store.", _INFORMER)
 INFORMER_SYNCED = Gauge("informer_synced", "1 once the first list is in the store.", _INFORMER)
-INFORMER_EVENTS = Counter("informer_events_total", "Events applied.", [*_INFORMER, "type"])
+INFORMER_EVENTS = LoopCounter("informer_events_total", "Events applied.", [*_INFORMER, "type"])
 INFORMER_LISTS = Counter("informer_lists_total", "Lists started.", [*_INFORMER, "reason"])
 INFORMER_WATCH_RESTARTS = Counter(
     "informer_watch_restarts_total", "Watches started anew.", [*_INFORMER, "reason"]

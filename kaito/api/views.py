@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from kaito.api.meta import ConditionView, ObjectMeta, Owned, View
-from kaito.constants import LABEL_INSTANCE_TYPE, RESOURCE_GPU
+from kaito.constants import ANNOTATION_LAST_APPLIED, LABEL_INSTANCE_TYPE, RESOURCE_GPU
 
 
 class Taint(View, frozen=True):
@@ -268,7 +268,7 @@ def decode_nodeclaim(raw: bytes) -> NodeClaim:
 
 
 def decode_owned(raw: bytes) -> Owned:
-    """One object of any kind, whole but for ``metadata.managedFields``.
+    """One object of any kind, whole but for managedFields and kubectl's copy of the manifest.
 
     Raises:
         msgspec.DecodeError: not an object with metadata.
@@ -277,6 +277,8 @@ def decode_owned(raw: bytes) -> Owned:
     fields = body.get("metadata")
     metadata = msgspec.convert(fields, ObjectMeta)
     fields.pop("managedFields", None)  # type: ignore[union-attr]  # convert proved it a mapping
+    if ANNOTATION_LAST_APPLIED in metadata.annotations:
+        del fields["annotations"][ANNOTATION_LAST_APPLIED]  # type: ignore[index]
     return Owned(metadata, body)
 
 

@@ -1,4 +1,7 @@
-"""How long to wait before the next try. Pure arithmetic over a clock; nothing here sleeps."""
+"""How long to wait before the next try. Pure arithmetic over a clock; nothing here sleeps.
+
+The controller's own queue uses the first alone, as controller-runtime's priority queue does.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,46 @@ class Limiter(Protocol[K_contra]):
         """Seconds to wait for this try, which is counted."""
         ...
 
-    def forget(self, key: K_contra) -> None:
+    def forget(self, key: K_contra) -> None:  # noqa: ARG002 - where no key is counted
         """The key succeeded: its next wait is the first again."""
-        ...
+        return
 
-    def num_requeues(self, key: K_contra) -> int:
+    def num_requeues(self, key: K_contra) -> int:  # noqa: ARG002 - where no key is counted
         """Tries counted since the last success."""
-        ...
+        return 0
 
 
-class ExponentialBackoff(Generic[K]):
-    """``base`` doubled per failure of a key, at most ``cap``, plus up to ``jitter`` of it.
+class Tries(Generic[K]):
+    """Counts per key. One unseen for ``keep`` seconds is evicted: its owner has stopped trying."""
 
-    A key unseen for twice the cap is evicted: its owner has stopped trying.
-    """
+    def __init__(self, *, clock: Clock, keep: float = 2 * CAP_SECONDS) -> None:
+        self._clock = clock
+        self._keep = keep
+        self._counts: OrderedDict[K, tuple[int, float]] = OrderedDict()  # least recent first
+
+    def count(self, key: K) -> int:
+        """Tries before this one, which is counted."""
+        now = self._clock.monotonic()
+        while self._counts:
+            oldest, (_, seen) = next(iter(self._counts.items()))
+            if seen >= now - self._keep:
+                break
+            del self._counts[oldest]
+        before, _ = self._counts.pop(key, (0, now))
+        self._counts[key] = (before + 1, now)
+        return before
+
+    def forget(self, key: K) -> None:
+        """See Limiter."""
+        self._counts.pop(key, None)
+
+    def num_requeues(self, key: K) -> int:
+        """See Limiter."""
+        return self._counts.get(key, (0, 0.0))[0]
+
+
+class ExponentialBackoff(Tries[K]):
+    """``base`` doubled per failure of a key, at most ``cap``, plus up to ``jitter`` of it."""
 
     def __init__(
         self,
@@ -49,44 +78,34 @@ class ExponentialBackoff(Generic[K]):
         jitter: float = JITTER,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        self._clock = clock
-        self._base = base
-        self._cap = cap
-        self._jitter = jitter
+        super().__init__(clock=clock, keep=2 * cap)
+        self._scale = (base, cap, jitter)
         self._uniform = uniform
-        self._failures: OrderedDict[K, tuple[int, float]] = OrderedDict()  # least recent first
 
     def when(self, key: K) -> float:
         """See Limiter."""
-        now = self._clock.monotonic()
-        self._evict(now - 2 * self._cap)
-        count = self.num_requeues(key)
-        self._failures[key] = (count + 1, now)
-        self._failures.move_to_end(key)
+        base, cap, jitter = self._scale
         # 2.0 ** 1024 raises OverflowError; the cap is reached long before the 64th failure.
-        wait = min(self._base * 2.0 ** min(count, 64), self._cap)
-        return wait * (1 + self._jitter * self._uniform())
+        return min(base * 2.0 ** min(self.count(key), 64), cap) * (1 + jitter * self._uniform())
 
-    def forget(self, key: K) -> None:
+
+class FastSlow(Tries[K]):
+    """``fast`` seconds for the first ``tries`` of a key, ``slow`` for all later ones."""
+
+    def __init__(self, *, clock: Clock, fast: float, slow: float, tries: int) -> None:
+        super().__init__(clock=clock, keep=max(2 * slow, 2 * CAP_SECONDS))
+        self._waits = (tries, fast, slow)
+
+    def when(self, key: K) -> float:
         """See Limiter."""
-        self._failures.pop(key, None)
-
-    def num_requeues(self, key: K) -> int:
-        """See Limiter."""
-        return self._failures.get(key, (0, 0.0))[0]
-
-    def _evict(self, seen_before: float) -> None:
-        while self._failures:
-            key, (_, seen) = next(iter(self._failures.items()))
-            if seen >= seen_before:
-                return
-            del self._failures[key]
+        tries, fast, slow = self._waits
+        return fast if self.count(key) < tries else slow
 
 
-class TokenBucket:
+class TokenBucket(Limiter[Hashable]):
     """One bucket for all keys, with reservations: every caller is told its own turn."""
 
-    def __init__(self, *, clock: Clock, rate: float, burst: int) -> None:
+    def __init__(self, *, clock: Clock, rate: float = 10, burst: int = 100) -> None:
         self._clock = clock
         self._rate = rate
         self._burst = burst
@@ -107,29 +126,22 @@ class TokenBucket:
         self._tokens -= 1
         return True
 
-    def forget(self, key: Hashable) -> None:
-        """See Limiter. A bucket remembers no key."""
-
-    def num_requeues(self, key: Hashable) -> int:  # noqa: ARG002 - a bucket counts no key
-        """See Limiter. A bucket remembers no key."""
-        return 0
-
     def _fill(self) -> None:
-        now = self._clock.monotonic()
-        elapsed = max(0.0, now - self._filled_at)  # a clock that steps back fills nothing
-        self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
-        self._filled_at = max(now, self._filled_at)
+        now = max(self._filled_at, self._clock.monotonic())  # a step back fills nothing
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
 
 
 class MaxOf(Generic[K]):
-    """Asks every limiter and takes the longest wait."""
+    """Asks every limiter and takes the longest wait, cut to ``at_most``."""
 
-    def __init__(self, *limiters: Limiter[K]) -> None:
+    def __init__(self, *limiters: Limiter[K], at_most: float = float("inf")) -> None:
         self._limiters = limiters
+        self._at_most = at_most
 
     def when(self, key: K) -> float:
         """See Limiter."""
-        return max(limiter.when(key) for limiter in self._limiters)
+        return min(self._at_most, max([limiter.when(key) for limiter in self._limiters]))
 
     def forget(self, key: K) -> None:
         """See Limiter."""

@@ -7,339 +7,298 @@ thread here: ``leader.py`` gives it one.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import structlog
 
-from kaito import metrics
-from kaito.api.meta import ObjectMeta
+from kaito import errors, metrics
+from kaito.api.meta import ObjectMeta, Owned
+from kaito.api.views import decode_owned
 from kaito.clock import Clock, rfc3339_micro, time_limit
-from kaito.errors import AlreadyExists, ApiError, Conflict, InvalidSettings, KaitoError
 from kaito.kube.client import KubeClient
 from kaito.kube.resources import Kind
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 JITTER: Final = 1.2
 """Candidates wait ``retry`` and up to so much of it more, so that they do not move in step."""
 FENCE_MARGIN: Final = 2.0
+NEVER: Final = -math.inf
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """A Lease whole: what we do not know of it must survive our update (facts E13)."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds that a Lease lasts, within which it must be renewed, and between two tries.
 
-    metadata: ObjectMeta
-    body: dict[str, Any]
+    ``watch``: between two looks of the watchdog over the election.
 
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        """The election record."""
-        return self.body.get("spec") or {}
+    Raises:
+        InvalidSettings: under these times two could lead, or nobody.
+    """
 
-    @property
-    def holder(self) -> str:
-        """Identity of the leader, empty when released."""
-        return self.spec.get("holderIdentity") or ""
+    lease: float = 15.0
+    renew_deadline: float = 10.0
+    retry: float = 2.0
+    watch: float = 0.5
 
-
-class _Metadata(msgspec.Struct, frozen=True):
-    metadata: ObjectMeta
-
-
-def _decode_lease(raw: bytes) -> Lease:
-    return Lease(msgspec.json.decode(raw, type=_Metadata).metadata, msgspec.json.decode(raw))
-
-
-LEASES: Final[Kind[Lease]] = Kind(
-    "coordination.k8s.io", "v1", "Lease", "leases", True, _decode_lease
-)
+    def __post_init__(self) -> None:
+        is_safe = self.lease > self.renew_deadline > JITTER * self.retry > 0
+        if not is_safe or self.lease % 1 or self.lease <= self.retry + FENCE_MARGIN:
+            raise errors.InvalidSettings(
+                f"leader election needs a lease of whole seconds > renew deadline > {JITTER:g} x "
+                f"retry > 0, and lease > retry + {FENCE_MARGIN:g} s: not {self}"
+            )
 
 
+DEFAULT_TIMING: Final = Timing()
+
+
+LEASES: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases", True, decode_owned)
+"""Read whole: what we do not know of a Lease must survive our update (facts E13)."""
+
+
+def record_of(lease: Owned) -> Mapping[str, Any]:
+    """The election record: ``spec``."""
+    return cast(Mapping[str, Any], lease.body.get("spec") or {})
+
+
+def holder_of(lease: Owned) -> str:
+    """Identity of the leader, empty when released."""
+    return record_of(lease).get("holderIdentity") or ""
+
+
+@dataclass(eq=False, kw_only=True)
 class Candidacy:
     """Campaigns for one Lease until stopped. Belongs to one loop, but for what is marked below.
 
-    ``on_change``: told of each won or lost leadership, with the cause of a loss.
-    ``on_new_leader``: told of each identity seen in the Lease, the first included.
+    ``on_won``, ``on_lost``: told of leadership; of a loss with its cause and the seconds for which
+    nobody else can lead yet. ``on_new_leader``: told of each identity seen in the Lease, the first
+    included. ``is_stopping``: told to end; also by a loss.
     """
 
-    def __init__(
-        self,
-        *,
-        namespace: str,
-        name: str,
-        identity: str,
-        clock: Clock,
-        lease_seconds: float,
-        renew_deadline: float,
-        retry: float,
-        on_change: Callable[[str | None], None],
-        on_new_leader: Callable[[str], None],
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
-        _check_timing(lease_seconds, renew_deadline, retry, identity)
-        self.identity = identity
-        self._namespace = namespace
-        self._name = name
-        self._clock = clock
-        self._lease_seconds = lease_seconds
-        self._renew_deadline = renew_deadline
-        self._retry = retry
-        self._call_limit = max(1.0, renew_deadline / 2)
-        self._on_change = on_change
-        self._on_new_leader = on_new_leader
-        self._uniform = uniform
-        self._lease: Lease | None = None  # as last read or written
-        self._observed_at = 0.0
-        self._seen_leader: str | None = None
-        self._is_remembered = False  # the next renewal needs no read
-        self._last_write = ("", 0.0)  # its renewTime, and when its round started
-        self._renewed_at: float | None = None  # None: not leading
-        self._slow_path = metrics.LEADER_SLOWPATH.labels(name)
+    namespace: str
+    name: str
+    identity: str
+    clock: Clock
+    timing: Timing
+    on_won: Callable[[], object]
+    on_lost: Callable[[str, float], object]
+    on_new_leader: Callable[[str], object]
+    uniform: Callable[[], float] = random.random
+
+    def __post_init__(self) -> None:
+        self.is_stopping = False
+        self._client: KubeClient
+        self._lease: Owned | None = None  # as last read or written
+        self._expires_at = NEVER  # what is in it; in the past when nobody holds it
+        self._remembered: Owned | None = None  # the next renewal needs no read
+        self._last_write = ("", NEVER)  # its renewTime, and when its call began
+        self._renewed_at = NEVER  # while not leading
         self._lock = threading.Lock()  # over winning and losing: a loss is final
         self._is_lost = False
-        self._stopping = False
         self._wake = asyncio.Event()
+        self._slow_path = metrics.LEADER_SLOWPATH.labels(self.name)
 
     # From any thread: single reads of what the loop writes, and under the lock a loss ----------
 
     @property
     def is_leader(self) -> bool:
         """Leading, as far as this process can tell."""
-        return self._renewed_at is not None
+        return self._renewed_at > NEVER
 
-    def seconds_left(self) -> float | None:
-        """Seconds that writes are still safe, below 0 when no more; None when not leading."""
-        renewed_at = self._renewed_at
-        if renewed_at is None:
-            return None
-        return renewed_at + self._lease_seconds - FENCE_MARGIN - self._clock.monotonic()
+    def renewal_age(self) -> float:
+        """Seconds since the last confirmed renewal began; infinite when not leading."""
+        return self.clock.monotonic() - self._renewed_at
 
-    def renewal_age(self) -> float | None:
-        """Seconds since the last confirmed renewal began; None when not leading."""
-        renewed_at = self._renewed_at
-        return None if renewed_at is None else self._clock.monotonic() - renewed_at
+    def seconds_left(self) -> float:
+        """Seconds that writes are still safe; below 0: no more, or not leading."""
+        return self.timing.lease - FENCE_MARGIN - self.renewal_age()
 
-    def lose(self, cause: str) -> None:
+    def check_deadline(self) -> None:
+        """Lose leadership if it was not renewed in time."""
+        age = self.renewal_age()
+        if self.timing.renew_deadline <= age < math.inf:
+            self.lose(f"not renewed for {age:.1f} s", self.timing.lease - FENCE_MARGIN - age)
+
+    def lose(self, cause: str, left: float = 0.0) -> None:
         """Stop leading, for good. Nothing is sent: another may hold the Lease already."""
         with self._lock:
-            if self._renewed_at is None:
+            if not self.is_leader:
                 return
-            self._renewed_at = None
-            self._is_lost = self._stopping = True
-        self._on_change(cause)
+            self._renewed_at = NEVER
+            self._is_lost = self.is_stopping = True
+        self.on_lost(cause, max(0.0, left))
 
     # In the elector's loop ------------------------------------------------------------------------
 
     def stop(self) -> None:
         """End ``run``; it releases the Lease if it is held."""
-        self._stopping = True
+        self.is_stopping = True
         self._wake.set()
 
     async def run(self, client: KubeClient) -> None:
         """Campaign, then renew; return after a loss or ``stop()``."""
+        self._client = client
         async with asyncio.TaskGroup() as group:
-            hint = group.create_task(self._hint(client))
-            while not self._stopping and not self._is_overdue():
-                started = self._clock.monotonic()
-                await self._round(client, started)
-                if not self._is_overdue():
-                    await self._pause(started)
+            hint = group.create_task(self._hint())
+            while not self.is_stopping:
+                started = self.clock.monotonic()
+                await self._round(started)
+                self.check_deadline()
+                await self._pause(started)
+                self.check_deadline()  # before each call: the machine may have slept
             hint.cancel()
         if self.is_leader:
-            await self._release(client)
+            await self._release()
 
-    async def _round(self, client: KubeClient, started: float) -> None:
+    async def _round(self, started: float) -> None:
         """One try to take or renew. Only ``_hold`` confirms; every failure is told apart here."""
         is_renewal = self.is_leader
         try:
-            async with time_limit(self._clock, self._time_for_call(started)):
-                await self._take_or_renew(client, started)
-        except TimeoutError:
-            self._is_remembered = False
-            log.warning("lease call timed out", lease=self._name)
-        except KaitoError as err:
-            self._is_remembered = False
-            log.warning("lease call failed", lease=self._name, error=str(err))
+            await self._take_or_renew(started)
+        except (errors.KaitoError, TimeoutError) as err:
+            log.warning("lease call failed", lease=self.name, error=str(err) or "timed out")
         finally:
             if is_renewal:
-                metrics.LEADER_RENEW_SECONDS.observe(self._clock.monotonic() - started)
+                metrics.LEADER_RENEW_SECONDS.observe(self.clock.monotonic() - started)
 
-    def _is_overdue(self) -> bool:
-        """The deadline of renewal, judged before each call too: the machine may have slept."""
-        age = self.renewal_age()
-        if age is None or age < self._renew_deadline:
-            return False
-        self.lose(f"not renewed for {age:.1f} s")
-        return True
-
-    def _time_for_call(self, started: float) -> float:
-        if self._renewed_at is None:
-            return self._call_limit
-        left = self._renewed_at + self._renew_deadline - started
-        return max(0.0, min(self._call_limit, left))
-
-    async def _take_or_renew(self, client: KubeClient, started: float) -> None:
-        if self.is_leader and self._lease is not None and self._is_remembered:
-            with suppress(ApiError):
-                await self._write(client, self._lease, started)
-                return
+    async def _take_or_renew(self, started: float) -> None:
+        remembered, self._remembered = self._remembered, None
+        if self.is_leader:
+            if remembered is not None:
+                with suppress(errors.ApiError):
+                    await self._write(remembered)
+                    return
             self._slow_path.inc()
-        self._is_remembered = False
-        current = await client.get(LEASES, self._namespace, self._name)
-        if current is None:
-            if self.is_leader:
-                self.lose("the Lease was deleted")
-            else:
-                await self._create(client, started)
-            return
+        current = await self._call(self._client.get(LEASES, self.namespace, self.name))
+        current = current or _absent(self.namespace, self.name)
         self._observe(current)
-        if current.holder == self.identity:
-            # Our write arrived, its answer did not (facts W16). Only one of this very round counts
-            # from its start: an older one began to expire before.
-            if self._last_write == (current.spec.get("renewTime"), started):
-                self._hold(current, started)
+        if holder_of(current) == self.identity:
+            # Our write arrived, its answer did not (facts W16). One of an earlier round began to
+            # expire before: it is written anew.
+            renew_time, wrote_at = self._last_write
+            if record_of(current).get("renewTime") == renew_time and wrote_at >= started:
+                self._hold(current, wrote_at)
             else:
-                await self._write(client, current, started)
+                await self._write(current)
         elif self.is_leader:
-            self.lose(f"the Lease is held by {current.holder or 'nobody'}")
-        elif not current.holder or self._expires_at() <= self._clock.monotonic():
-            with suppress(Conflict):  # another candidate was first
-                await self._write(client, current, started)
+            self.lose(f"the Lease is held by {holder_of(current) or 'nobody'}")
+        elif self._expires_at <= self.clock.monotonic():
+            with suppress(errors.AlreadyExists, errors.Conflict):  # another candidate was first
+                await self._write(current)
 
-    async def _create(self, client: KubeClient, started: float) -> None:
-        metadata = {"namespace": self._namespace, "name": self._name}
-        manifest = {
-            "apiVersion": LEASES.api_version,
-            "kind": LEASES.kind,
-            "metadata": metadata,
-            "spec": self._record(transitions=0, acquired=None),
-        }
-        with suppress(AlreadyExists):  # lost this round
-            self._hold(await client.create(LEASES, manifest), started)
+    async def _call(self, call: Awaitable[T]) -> T:
+        """One that hangs does not use up the deadline of renewal, nor outlast it."""
+        limit = max(1.0, self.timing.renew_deadline / 2)
+        if self.is_leader:
+            limit = min(limit, self.timing.renew_deadline - self.renewal_age())
+        async with time_limit(self.clock, max(0.0, limit)):
+            return await call
 
-    async def _write(self, client: KubeClient, current: Lease, started: float) -> None:
-        """PUT over what was read: its resourceVersion admits one winner."""
-        is_renewal = current.holder == self.identity
-        transitions = current.spec.get("leaseTransitions") or 0
-        record = self._record(
-            transitions=transitions if is_renewal else transitions + 1,
-            acquired=current.spec.get("acquireTime") if is_renewal else None,
-        )
-        self._last_write = (record["renewTime"], started)
-        self._hold(await self._put(client, current, record), started)
+    async def _write(self, current: Owned) -> None:
+        """POST, or PUT over what was read: its resourceVersion admits one winner."""
+        started, now = self.clock.monotonic(), rfc3339_micro(self.clock.now())
+        is_new = not current.metadata.resource_version
+        record = {"leaseDurationSeconds": int(self.timing.lease), "renewTime": now}
+        if holder_of(current) != self.identity:
+            nth = 0 if is_new else (record_of(current).get("leaseTransitions") or 0) + 1
+            record |= {"holderIdentity": self.identity, "acquireTime": now, "leaseTransitions": nth}
+        self._last_write = (now, started)
+        send = self._client.create if is_new else self._client.replace
+        self._hold(await self._call(send(LEASES, _with(current, record))), started)
 
-    async def _put(self, client: KubeClient, current: Lease, record: Mapping[str, Any]) -> Lease:
-        return await client.replace(LEASES, {**current.body, "spec": {**current.spec, **record}})
-
-    def _record(self, *, transitions: int, acquired: str | None) -> dict[str, Any]:
-        now = rfc3339_micro(self._clock.now())
-        return {
-            "holderIdentity": self.identity,
-            "leaseDurationSeconds": int(self._lease_seconds),
-            "acquireTime": acquired or now,
-            "renewTime": now,
-            "leaseTransitions": transitions,
-        }
-
-    def _hold(self, lease: Lease, started: float) -> None:
+    def _hold(self, lease: Owned, started: float) -> None:
         """Confirmed: leading since the call began."""
         was_leading = self.is_leader
-        self._is_remembered = True
+        self._remembered = lease
         self._observe(lease)
         with self._lock:
             if self._is_lost:  # the watchdog's verdict came first
                 return
             self._renewed_at = started
         if not was_leading:
-            self._on_change(None)
+            self.on_won()
 
-    def _observe(self, lease: Lease) -> None:
+    def _observe(self, lease: Owned) -> None:
         """Expiry counts from when this process saw the record change, by no one's wall clock."""
-        if self._lease is None or lease.spec != self._lease.spec:
-            self._observed_at = self._clock.monotonic()
-        self._lease = lease
-        if lease.holder and lease.holder != self._seen_leader:
-            self._seen_leader = lease.holder
-            self._on_new_leader(lease.holder)
-
-    def _expires_at(self) -> float:
-        assert self._lease is not None
-        duration = self._lease.spec.get("leaseDurationSeconds") or self._lease_seconds
-        return self._observed_at + float(duration)
+        before, self._lease = self._lease, lease
+        record, holder = record_of(lease), holder_of(lease)
+        if before is None or record_of(before) != record:
+            duration = float(record.get("leaseDurationSeconds") or self.timing.lease)
+            self._expires_at = self.clock.monotonic() + duration if holder else NEVER
+        if holder and (before is None or holder != holder_of(before)):
+            self.on_new_leader(holder)
 
     async def _pause(self, started: float) -> None:
         """The leader: each ``retry`` from start to start. A candidate: jittered, or at expiry."""
-        now = self._clock.monotonic()
-        if self._stopping:
+        now = self.clock.monotonic()
+        if self.is_stopping:
             return
         if self.is_leader:
-            until = started + self._retry
+            until = started + self.timing.retry
         else:
-            until = now + self._retry * (1 + JITTER * self._uniform())
-            if self._lease is not None and self._lease.holder and self._expires_at() > now:
-                until = min(until, self._expires_at() + 0.5 * self._uniform())
+            until = now + self.timing.retry * (1 + JITTER * self.uniform())
+            if self._expires_at > now:
+                until = min(until, self._expires_at + 0.5 * self.uniform())
         with suppress(TimeoutError):
-            async with time_limit(self._clock, max(0.0, until - now)):
+            async with time_limit(self.clock, max(0.0, until - now)):
                 await self._wake.wait()
         self._wake.clear()
 
-    async def _hint(self, client: KubeClient) -> None:
+    async def _hint(self) -> None:
         """Wake up when the Lease shows that it is free. A hint only: without it all still works."""
-        query = {"fieldSelector": f"metadata.name={self._name}", "timeoutSeconds": "300"}
+        query = {"fieldSelector": f"metadata.name={self.name}", "timeoutSeconds": "300"}
         while not self.is_leader:
+            pause = self.timing.lease
             try:
-                async with client.watch(
-                    LEASES, namespace=self._namespace, query=query, idle_seconds=310
+                async with self._client.watch(
+                    LEASES, namespace=self.namespace, query=query, idle_seconds=310
                 ) as lines:
                     async for line in lines:
                         if self.is_leader:
                             return
                         if _shows_free(line):
                             self._wake.set()
-            except KaitoError as err:
-                log.debug("lease watch failed", lease=self._name, error=str(err))
+                pause = self.timing.retry
+            except errors.KaitoError as err:
+                log.debug("lease watch failed", lease=self.name, error=str(err))
             except Exception:  # a hint must not cost the election
-                log.exception("lease watch crashed", lease=self._name)
-            await self._clock.sleep(self._lease_seconds)
+                log.exception("lease watch crashed", lease=self.name)
+            await self.clock.sleep(pause)
 
-    async def _release(self, client: KubeClient) -> None:
+    async def _release(self) -> None:
         """Give the Lease up: holder empty, one second, transitions kept. It is never deleted."""
+        self._renewed_at = NEVER  # first: another may lead before the answer is here
         try:
-            async with time_limit(self._clock, self._renew_deadline):
-                while (
-                    current := await client.get(LEASES, self._namespace, self._name)
-                ) is not None:
-                    if current.holder != self.identity:
-                        break
-                    now = rfc3339_micro(self._clock.now())
+            async with time_limit(self.clock, self.timing.renew_deadline):
+                while current := await self._client.get(LEASES, self.namespace, self.name):
+                    if holder_of(current) != self.identity:
+                        return
+                    now = rfc3339_micro(self.clock.now())
                     empty = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": now}
-                    with suppress(Conflict):
-                        await self._put(client, current, empty)
-                        break
-        except (TimeoutError, KaitoError) as err:
-            log.warning("lease not released", lease=self._name, error=str(err))
-        self._renewed_at = None
+                    with suppress(errors.Conflict):
+                        await self._client.replace(LEASES, _with(current, empty))
+                        return
+        except (errors.KaitoError, TimeoutError) as err:
+            log.warning("lease not released", lease=self.name, error=str(err) or "timed out")
 
 
-def _check_timing(lease: float, renew: float, retry: float, identity: str) -> None:
-    """Raises InvalidSettings on timings under which two could lead, or on no identity."""
-    if not identity:
-        raise InvalidSettings("leader election needs an identity: the pod's name or the host's")
-    if min(lease, renew, retry) <= 0 or lease != int(lease):
-        raise InvalidSettings(
-            f"leader election needs times above 0 and whole seconds of lease, not {lease:g}, "
-            f"{renew:g}, {retry:g}"
-        )
-    if lease <= renew or renew <= JITTER * retry:
-        raise InvalidSettings(
-            f"leader election needs lease > renew deadline > {JITTER} x retry, not {lease:g}, "
-            f"{renew:g}, {retry:g}"
-        )
+def _absent(namespace: str, name: str) -> Owned:
+    metadata = {"namespace": namespace, "name": name}
+    head = {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata}
+    return Owned(ObjectMeta(), head)
+
+
+def _with(lease: Owned, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {**lease.body, "spec": {**record_of(lease), **record}}
 
 
 def _shows_free(line: bytes) -> bool:

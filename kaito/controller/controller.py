@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable, Iterable
+import itertools
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
 from kaito import metrics
 from kaito.api.meta import ApiObject, Key
-from kaito.clock import Clock
-from kaito.controller.backoff import ExponentialBackoff
-from kaito.controller.worker import Reconcile, WorkerMetrics, process
-from kaito.controller.workqueue import LOW_PRIORITY, QueueMetrics, Shutdown, WorkQueue
+from kaito.clock import Clock, time_limit
+from kaito.controller.backoff import Limiter
+from kaito.controller.worker import Reconcile, Worker
+from kaito.controller.workqueue import LOW_PRIORITY, Shutdown, WorkQueue
+from kaito.errors import SyncTimeout
 from kaito.informers.freshness import CURRENT, Freshness
-from kaito.informers.handlers import Change, Handler
+from kaito.informers.handlers import Change
 from kaito.informers.informer import Informer
+from kaito.informers.predicates import resource_version_changed
 
 log = structlog.get_logger()
 T = TypeVar("T", bound=ApiObject)
 
+_PROCESS: Final = secrets.token_hex(4)
+_RUNS: Final = itertools.count(1)  # reconcile_id is unique with the two: an eighth of uuid4's cost
 
+
+@dataclass(eq=False)
 class Controller:
     """Calls ``reconcile`` for keys that something happened to, one call per key at a time.
 
@@ -35,41 +44,51 @@ class Controller:
     every object that is there then.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reconcile: Reconcile,
-        *,
-        clock: Clock,
-        freshness: Freshness | None = None,
-        workers: int = 8,
-        timeout: float = 120.0,
-    ) -> None:
-        self.name = name
-        self._reconcile = reconcile
-        self._clock = clock
-        self._freshness = freshness
-        self._workers = workers
-        self._timeout = timeout
+    name: str
+    reconcile: Reconcile
+    _: KW_ONLY
+    clock: Clock
+    freshness: Freshness | None = None
+    limiter: Limiter[Key] | None = None
+    workers: int = 8
+    timeout: float = 120.0
+    sync_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        series = metrics.QueueSeries(self.name)
         self._queue: WorkQueue[Key] = WorkQueue(
-            clock=clock, limiter=ExponentialBackoff(clock=clock), metrics=QueueMetrics(name)
+            clock=self.clock, limiter=self.limiter, metrics=series
         )
-        self._sources: list[tuple[Informer[Any], Handler[Any]]] = []
-        self._has_started = False
+        self._informers: list[Informer[Any]] = []  # that it waits for
+        self._sources: list[Callable[[asyncio.TaskGroup], Callable[[], object]]] = []
         self._early: dict[Key, None] = {}  # enqueued before the start, in order
+        self._tasks: asyncio.TaskGroup | None = None  # while it runs
+        self._started = ExitStack()  # stops the sources that were started
         self._arrived: dict[Key, float] = {}
         self._running: dict[Key, asyncio.Task[None]] = {}
-        self._metrics = WorkerMetrics(name)
-        self._active = metrics.ACTIVE_WORKERS.labels(name)
-        self._latency = metrics.EVENT_TO_RECONCILE_SECONDS.labels(name)
-        for series in (metrics.STALE_CACHE_WAITS, metrics.STALE_CACHE_TIMEOUTS):
-            series.labels(name)  # at 0 from the start
-        metrics.MAX_CONCURRENT_RECONCILES.labels(name).set(workers)
+        self._worker = Worker(self.name, self.reconcile, self._queue, self.clock, self.timeout)
+        self._latency = metrics.EVENT_TO_RECONCILE_SECONDS.labels(self.name)
+        metrics.STALE_CACHE_WAITS.labels(self.name)  # at 0 from the start
+        metrics.STALE_CACHE_TIMEOUTS.labels(self.name)
+        metrics.ACTIVE_WORKERS.labels(self.name).set_function(lambda: len(self._running))
+        metrics.MAX_CONCURRENT_RECONCILES.labels(self.name).set(self.workers)
+
+    def __str__(self) -> str:
+        keys = ", ".join("/".join(key) for key in self._running)
+        return f"controller {self.name} ({keys})" if keys else f"controller {self.name}"
 
     @property
     def running(self) -> tuple[Key, ...]:
         """Keys being reconciled now."""
         return tuple(self._running)
+
+    def unsynced(self) -> list[str]:
+        """The kinds it still waits for, each with what it last met."""
+        required = [i for i in self._informers if i.is_served or not i.optional]
+        return [f"{i.kind}: {i.last_error or 'no answer'}" for i in required if not i.has_synced]
+
+    # Sources: each may be added before the start, when it waits for it, or after, when it counts
+    # at once.
 
     def watch(
         self,
@@ -78,59 +97,80 @@ class Controller:
         *,
         predicate: Callable[[Change[T]], bool] | None = None,
     ) -> None:
-        """Enqueue ``to_keys`` of every change that ``predicate`` lets pass; also after start.
+        """Enqueue ``to_keys`` of every change that ``predicate`` lets pass.
 
         The echo of a key's own last write never enqueues that key (rule G16). Objects of the first
         list and resyncs yield to changes made just now.
         """
-        freshness = self._freshness
+        freshness = self.freshness
 
-        def handle(change: Change[T]) -> None:
-            old, new = change.old, change.new
+        def handle(change: Change[Any]) -> None:
             if predicate is not None and not predicate(change):
                 return
-            resync = (
-                old is not None
-                and new is not None
-                and old.metadata.resource_version == new.metadata.resource_version
-            )
-            priority = LOW_PRIORITY if change.initial or resync else 0
+            is_news = resource_version_changed(change) and not change.initial
+            priority = 0 if is_news else LOW_PRIORITY
             for key in to_keys(change) or ():
                 owner = (self.name, key)
                 if freshness is not None and freshness.is_echo(owner, informer.kind, change):
                     continue
-                self._arrived.setdefault(key, self._clock.monotonic())
+                self._arrived.setdefault(key, self.clock.monotonic())
                 self._queue.add(key, priority)
 
+        handle.__qualname__ = f"controller {self.name}"  # what a slow handler is called in the log
         if freshness is not None:
             freshness.track(informer)
-        self._sources.append((informer, handle))
-        if self._has_started:
-            informer.add_handler(handle)
+        self._informers.append(informer)
+        self._add(lambda _: partial(informer.remove_handler, informer.add_handler(handle)))
+
+    def follow(self, keys: AsyncIterable[Key]) -> None:
+        """Enqueue every key of a stream: a channel, a timer (``ticks``), a foreign watch.
+
+        A stream may end; one that raises ends ``run`` with its error.
+        """
+
+        async def enqueue_all() -> None:
+            async for key in keys:
+                self.enqueue(key)
+
+        self._add(lambda tasks: tasks.create_task(enqueue_all()).cancel)
 
     def enqueue(self, key: Key, *, after: float = 0.0) -> None:
-        """Look at a key, for sources that are no informers; before the start, at the start."""
-        if not self._has_started:
+        """Look at a key, for sources that are neither informers nor streams."""
+        if self._tasks is None:
             self._early[key] = None
             return
         if after <= 0:
-            self._arrived.setdefault(key, self._clock.monotonic())
+            self._arrived.setdefault(key, self.clock.monotonic())
         self._queue.add_after(key, after)
 
+    def _add(self, start: Callable[[asyncio.TaskGroup], Callable[[], object]]) -> None:
+        """A source: ``start`` returns what stops it."""
+        self._sources.append(start)
+        if self._tasks is not None:
+            self._started.callback(start(self._tasks))
+
+    # Running ------------------------------------------------------------------------------------
+
     async def run(self) -> None:
-        """Wait for the caches, then work until ``stop()`` or cancellation."""
-        for informer, _ in self._sources:
-            await informer.wait_synced()
-        self._has_started = True
-        for informer, handle in self._sources:
-            informer.add_handler(handle)
-        for key in self._early:
-            self.enqueue(key)
-        self._early.clear()
-        log.info("started controller", controller=self.name, workers=self._workers)
+        """Wait for the caches, then work until ``stop()`` or cancellation.
+
+        Raises:
+            SyncTimeout: caches did not sync in time; names the controller, the kinds and why.
+        """
+        await self._wait_synced()
         try:
             async with asyncio.TaskGroup() as tasks:
-                await self._hand_out(tasks)
+                self._tasks = tasks
+                with self._started:
+                    for start in self._sources:
+                        self._started.callback(start(tasks))
+                    for key in self._early:
+                        self.enqueue(key)
+                    self._early.clear()
+                    log.info("started controller", controller=self.name, workers=self.workers)
+                    await self._hand_out(tasks)
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # a stream failed, and with it all end
         finally:
             self._queue.shutdown()
 
@@ -138,38 +178,42 @@ class Controller:
         """Take no new key; ``run`` returns when those in process are done."""
         self._queue.shutdown()
 
+    async def _wait_synced(self) -> None:
+        try:
+            async with time_limit(self.clock, self.sync_timeout):
+                for informer in self._informers:
+                    await informer.wait_synced()
+        except TimeoutError as err:
+            causes = "; ".join(self.unsynced())
+            message = f"controller {self.name} not started in {self.sync_timeout:g} s: {causes}"
+            raise SyncTimeout(message) from err
+
     async def _hand_out(self, tasks: asyncio.TaskGroup) -> None:
-        free = asyncio.Semaphore(self._workers)
+        free = asyncio.Semaphore(self.workers)
         while True:
             await free.acquire()
             key = await self._queue.get()
             if isinstance(key, Shutdown):
                 return
-            if self._is_stale(key):
+            owner = (self.name, key)
+            if self.freshness is not None and self.freshness.pending(owner):
+                # Parked until the cache has seen what this key itself wrote last (rule G17).
+                self._queue.park(key)
+                self.freshness.on_fresh(owner, partial(self._queue.unpark, key))
                 free.release()
                 continue
             task = tasks.create_task(self._run_one(key), name=f"{self.name} {key}")
             self._running[key] = task
-            self._active.inc()
             task.add_done_callback(partial(self._finished, key, free))
 
     async def _run_one(self, key: Key) -> None:
         if (arrived := self._arrived.pop(key, None)) is not None:
-            self._latency.observe(self._clock.monotonic() - arrived)
-        namespace, name = key
-        bind_contextvars(
-            controller=self.name, namespace=namespace, name=name, reconcile_id=str(uuid.uuid4())
-        )
+            self._latency.observe(self.clock.monotonic() - arrived)
+        run = f"{_PROCESS}-{next(_RUNS):x}"
+        bind_contextvars(controller=self.name, namespace=key[0], name=key[1], reconcile_id=run)
         CURRENT.set((self.name, key))
         try:
-            await process(
-                key,
-                self._reconcile,
-                self._queue,
-                clock=self._clock,
-                timeout=self._timeout,
-                metrics=self._metrics,
-            )
+            await self._worker.process(key)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and not task.cancelling():
@@ -180,15 +224,13 @@ class Controller:
     def _finished(self, key: Key, free: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
         # A callback of the task, as one that is cancelled before its first step runs no finally.
         del self._running[key]
-        self._active.dec()
         self._queue.done(key)
         free.release()
 
-    def _is_stale(self, key: Key) -> bool:
-        """Park a key whose own last write the cache has not seen yet (rule G17)."""
-        owner = (self.name, key)
-        if self._freshness is None or not self._freshness.pending(owner):
-            return False
-        self._queue.park(key)
-        self._freshness.on_fresh(owner, lambda: self._queue.unpark(key))
-        return True
+
+async def ticks(clock: Clock, seconds: float, *keys: Key) -> AsyncIterator[Key]:
+    """A stream for ``follow``: the keys, again and again, ``seconds`` apart."""
+    while True:
+        await clock.sleep(seconds)
+        for key in keys:
+            yield key

@@ -7,83 +7,75 @@ writer asks ``fence`` last thing before its bytes go out.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
 
-from kaito import metrics
+from kaito import errors, metrics
 from kaito.clock import Clock, time_limit
-from kaito.controller.candidacy import FENCE_MARGIN, Candidacy
-from kaito.errors import KaitoError, LeadershipLost, NotLeader
+from kaito.controller.candidacy import DEFAULT_TIMING, Candidacy, Timing
 from kaito.kube.client import KubeClient
 
 log = structlog.get_logger()
 
 HEALTH_MARGIN: Final = 20.0
-WATCHDOG_SECONDS: Final = 0.5
 REACTION_SECONDS: Final = 1.0
 RELEASE_MARGIN: Final = 5.0
 
 
+@dataclass(eq=False, kw_only=True)
 class Elector:
     """``Candidacy`` in a thread of its own, seen from the main loop.
 
     ``connect``: makes the client the elector alone uses; called in its thread.
     ``identity``: of this replica; a fresh suffix is added, as a restarted process is another.
-    ``watchdog_seconds``: how often the watchdog looks.
-    ``exit_process``: called with 1 when writes have not been safe for a second and the main loop
-    has not even noticed.
+    ``on_new_leader``: told of each identity seen in the Lease, in the main loop.
+    ``exit_process``: called with 1 when nothing was safe for a second and the main loop has not
+    even noticed.
+
+    Raises:
+        InvalidSettings: the identity is empty.
     """
 
-    def __init__(
-        self,
-        *,
-        connect: Callable[[], Awaitable[KubeClient]],
-        namespace: str,
-        name: str,
-        identity: str,
-        clock: Clock,
-        lease_seconds: float = 15.0,
-        renew_deadline: float = 10.0,
-        retry: float = 2.0,
-        watchdog_seconds: float = WATCHDOG_SECONDS,
-        exit_process: Callable[[int], object] = os._exit,
-    ) -> None:
-        self._connect = connect
-        self._clock = clock
-        self._watchdog_seconds = watchdog_seconds
-        self._exit_process = exit_process
-        self._health_limit = lease_seconds + HEALTH_MARGIN
-        self._release_limit = renew_deadline + RELEASE_MARGIN
-        self._candidacy = Candidacy(
-            namespace=namespace,
-            name=name,
-            identity=f"{identity}_{uuid.uuid4()}" if identity else "",
-            clock=clock,
-            lease_seconds=lease_seconds,
-            renew_deadline=renew_deadline,
-            retry=retry,
-            on_change=self._changed,
-            on_new_leader=lambda leader: log.info("leader seen", lease=name, leader=leader),
-        )
-        self._status = metrics.LEADER_STATUS.labels(name)
-        self._status.set(0)
-        self._threads: list[threading.Thread] = []
-        self._ended = threading.Event()
-        self._is_released = False
-        self._connecting: asyncio.Task[None] | None = None
-        self._react_by: float | None = None  # the main loop must have noticed the loss by then
-        self._ending: KaitoError = LeadershipLost("the election ended")
+    connect: Callable[[], Awaitable[KubeClient]]
+    namespace: str
+    name: str
+    identity: str
+    clock: Clock
+    timing: Timing = DEFAULT_TIMING
+    on_new_leader: Callable[[str], object] = lambda leader: log.info("leader", identity=leader)
+    exit_process: Callable[[int], object] = os._exit
 
-    @property
-    def identity(self) -> str:
-        """What the Lease shows while this process leads."""
-        return self._candidacy.identity
+    def __post_init__(self) -> None:
+        if not self.identity:
+            message = "leader election needs an identity: the pod's name or the host's"
+            raise errors.InvalidSettings(message)
+        self.identity = f"{self.identity}_{uuid.uuid4()}"  # what the Lease shows while it leads
+        self._candidacy = Candidacy(
+            namespace=self.namespace,
+            name=self.name,
+            identity=self.identity,
+            clock=self.clock,
+            timing=self.timing,
+            on_won=self._has_won,
+            on_lost=self._has_lost,
+            on_new_leader=lambda leader: self._tell_main(partial(self.on_new_leader, leader)),
+        )
+        metrics.LEADER_STATUS.labels(self.name).set_function(lambda: float(self.is_leader))
+        self._threads: list[threading.Thread] = []
+        self._won, self._over, self._campaign_ended = (asyncio.Event() for _ in range(3))
+        self._ending: errors.KaitoError = errors.LeadershipLost("the election ended")
+        self._react_by = math.inf  # the main loop must have noticed the loss by then
+        self._connecting: asyncio.Task[None] | None = None
+        self._released = threading.Event()
 
     @property
     def is_leader(self) -> bool:
@@ -97,35 +89,31 @@ class Elector:
             NotLeader: not leading, or the lease may have run out.
         """
         left = self._candidacy.seconds_left()
-        if left is None or left <= 0:
+        if left <= 0:
             metrics.FENCED_WRITES.inc()
-            raise NotLeader("this replica may not be the leader any more: nothing was sent")
+            raise errors.NotLeader("this replica may not be the leader any more: nothing was sent")
         return left
 
     def health(self) -> str | None:
         """None while fine, else why not: leading without having renewed for too long."""
         age = self._candidacy.renewal_age()
-        if age is None or age <= self._health_limit:
-            return None
-        return f"leading, but the Lease was last renewed {age:.0f} s ago"
+        if self.timing.lease + HEALTH_MARGIN < age < math.inf:
+            return f"leading, but the Lease was last renewed {age:.0f} s ago"
+        return None
 
     def start(self) -> None:
         """Begin to campaign. Call in the main loop."""
         self._main = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
-        self._won = asyncio.Event()
-        self._over = asyncio.Event()
-        self._campaign_ended = asyncio.Event()
         for name, target in (("elector", self._campaign), ("elector-watchdog", self._watchdog)):
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._threads.append(threading.Thread(target=target, name=name, daemon=True))
+            self._threads[-1].start()
 
     async def acquired(self) -> None:
         """Wait for leadership. For ever, if the election ends before: see ``lost``."""
         await self._won.wait()
 
-    async def lost(self) -> KaitoError:
+    async def lost(self) -> errors.KaitoError:
         """Wait until leadership is lost or the election ended; return the error to end with."""
         await self._over.wait()
         return self._ending
@@ -138,19 +126,17 @@ class Elector:
         """
         if not self._threads:
             return
-        self._is_released = True
         with suppress(RuntimeError):  # its loop is closed: the election ended by itself
             self._loop.call_soon_threadsafe(self._stop)
-        patience: float | None = None  # at its last step: does not hold the loop
         try:
-            async with time_limit(self._clock, self._release_limit):
+            async with time_limit(self.clock, self.timing.renew_deadline + RELEASE_MARGIN):
                 await self._campaign_ended.wait()
         except TimeoutError:
             log.error("election does not end: left behind", identity=self.identity)
-            patience = 0.0
-        self._ended.set()
+            self._threads.clear()
+        self._released.set()
         while self._threads:
-            self._threads.pop().join(patience)
+            self._threads.pop().join()  # at its last step: does not hold the loop
 
     # In the elector's threads -------------------------------------------------------------------
 
@@ -158,64 +144,53 @@ class Elector:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._run())
-        except asyncio.CancelledError:  # by _stop while connecting, when there is nothing to lose
+        except asyncio.CancelledError:  # by _stop while connecting
             log.debug("election cancelled", identity=self.identity)
-            self._candidacy.lose("the election was cancelled")
         except BaseException as err:
             log.exception("election failed", identity=self.identity)
-            cause = f"the election failed: {err!r}"
             # What the connection is refused for says how to end; nothing was led then.
-            self._ending = err if isinstance(err, KaitoError) else LeadershipLost(cause)
-            self._candidacy.lose(cause)
+            lost = errors.LeadershipLost(f"the election failed: {err!r}")
+            self._ending = err if isinstance(err, errors.KaitoError) else lost
         finally:
-            self._status.set(0)
+            self._candidacy.lose("the election ended")
             self._tell_main(self._over.set)
             self._tell_main(self._campaign_ended.set)
 
-    def _stop(self) -> None:
-        self._candidacy.stop()
-        if self._connecting is not None:
-            self._connecting.cancel()  # nothing is held yet, and nothing limits its time
-
     async def _run(self) -> None:
-        if self._is_released:
+        if self._candidacy.is_stopping:
             return
         self._connecting = asyncio.current_task()
-        client = await self._connect()
+        client = await self.connect()
         self._connecting = None
         try:
             await self._candidacy.run(client)
         finally:
             await client.close()
 
+    def _stop(self) -> None:
+        self._candidacy.stop()
+        if self._connecting is not None:
+            self._connecting.cancel()  # nothing is held yet, and nothing limits its time
+
     def _watchdog(self) -> None:
         """Judge by the boot clock when the campaign's own thread, or the main loop, cannot."""
-        while not self._ended.wait(self._watchdog_seconds):
-            left = self._candidacy.seconds_left()
-            if left is not None and left <= 0:
-                self._candidacy.lose("the lease ran out while this process stood still")
-            react_by = self._react_by
-            if react_by is not None and self._clock.monotonic() > react_by:
+        while not self._released.wait(self.timing.watch):
+            self._candidacy.check_deadline()
+            if self.clock.monotonic() > self._react_by and not self._over.is_set():
                 log.error("main loop did not react to the loss of leadership: ending the process")
-                self._exit_process(1)
+                self.exit_process(1)
                 return
 
-    def _changed(self, cause: str | None) -> None:
-        if cause is None:
-            self._status.set(1)
-            log.info("became leader", identity=self.identity)
-            self._tell_main(self._won.set)
-            return
-        self._status.set(0)
-        log.error("leadership lost", cause=cause)
-        self._ending = LeadershipLost(f"leadership lost: {cause}")
-        # Counted from now: a process that was stopped for long gets its chance to end in order.
-        self._react_by = self._clock.monotonic() + FENCE_MARGIN + REACTION_SECONDS
-        self._tell_main(self._react)
+    def _has_won(self) -> None:
+        log.info("became leader", identity=self.identity)
+        self._tell_main(self._won.set)
 
-    def _react(self) -> None:
-        self._react_by = None
-        self._over.set()
+    def _has_lost(self, cause: str, left: float) -> None:
+        log.error("leadership lost", cause=cause)
+        self._ending = errors.LeadershipLost(f"leadership lost: {cause}")
+        # From now, if validity ended in the past: a process that was stopped gets its chance.
+        self._react_by = self.clock.monotonic() + left + REACTION_SECONDS
+        self._tell_main(self._over.set)
 
     def _tell_main(self, callback: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the main loop is gone, and with it who would listen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -21,28 +22,28 @@ DEAD_SECONDS: Final = 5.0
 STANDSTILL_SECONDS: Final = 0.1
 
 
+@dataclass(eq=False, kw_only=True)
 class LoopWatch:
     """The loop beats; a thread looks whether it still does. Logs once per hold.
 
     ``beat``: seconds between beats. ``late``: lateness of a beat that is a hold.
     """
 
-    def __init__(
-        self, *, clock: Clock, beat: float = BEAT_SECONDS, late: float = LATE_SECONDS
-    ) -> None:
-        self._clock = clock
-        self._beat_seconds = beat
-        self._late_seconds = late
+    clock: Clock
+    beat: float = BEAT_SECONDS
+    late: float = LATE_SECONDS
+
+    def __post_init__(self) -> None:
         self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._timer: Timer | None = None
+        self._thread: threading.Thread
+        self._timer: Timer | None = None  # until it is started
         self._due = 0.0
 
     def start(self) -> None:
         """Watch the running loop."""
-        self._loop_thread = threading.get_ident()
         self._next_beat()
-        self._thread = threading.Thread(target=self._watch, name="loop-watch", daemon=True)
+        watched = threading.get_ident()
+        self._thread = threading.Thread(None, self._watch, "loop-watch", (watched,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -50,36 +51,34 @@ class LoopWatch:
         self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
-        if self._thread is not None:
             self._thread.join()
 
     def health(self) -> str | None:
         """None while the loop turns, else for how long it has not. From any thread."""
-        late = self._clock.monotonic() - self._due
+        late = self.clock.monotonic() - self._due
         return f"the event loop is held since {late:.0f} s" if late > DEAD_SECONDS else None
 
     def _next_beat(self) -> None:
-        self._due = self._clock.monotonic() + self._beat_seconds
-        self._timer = self._clock.call_later(self._beat_seconds, self._beat)
+        self._due = self.clock.monotonic() + self.beat
+        self._timer = self.clock.call_later(self.beat, self._beat)
 
     def _beat(self) -> None:
-        metrics.LOOP_LAG_SECONDS.observe(max(0.0, self._clock.monotonic() - self._due))
+        metrics.LOOP_LAG_SECONDS.observe(max(0.0, self.clock.monotonic() - self._due))
         self._next_beat()
 
-    def _watch(self) -> None:
+    def _watch(self, watched: int) -> None:
         logged = 0.0
         # Sleeps until the present beat would be late, so it wakes about once a second.
-        wait = self._late_seconds
+        wait = self.late
         while not self._ended.wait(wait):
             due = self._due
-            late = self._clock.monotonic() - due
-            wait = max(self._beat_seconds, self._late_seconds - late)
-            if late < self._late_seconds or due == logged:
+            late = self.clock.monotonic() - due
+            wait = max(self.beat, self.late - late)
+            if late < self.late or due == logged:
                 continue
             # After a suspension both are late; the loop then needs but a moment.
             if self._ended.wait(STANDSTILL_SECONDS) or self._due != due:
                 continue
             logged = due
-            frame = sys._current_frames().get(self._loop_thread)
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            stack = "".join(traceback.format_stack(sys._current_frames().get(watched)))
             log.error("event loop held", seconds=round(late, 1), stack=stack)

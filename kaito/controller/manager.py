@@ -8,9 +8,10 @@ last, when nothing that it guarded can write any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
-from typing import Final
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
 
 import structlog
 
@@ -20,81 +21,68 @@ from kaito.controller.events import EventRecorder
 from kaito.controller.leader import Elector
 from kaito.controller.looplag import LoopWatch
 from kaito.controller.probes import Probes
-from kaito.errors import KaitoError, StopTimeout
-from kaito.informers.informer import InformerSet
+from kaito.errors import StopTimeout, SyncTimeout
+from kaito.informers.collector import Collector
+from kaito.informers.informer import Informer, InformerSet
 
 log = structlog.get_logger()
 
 FLUSH_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 20.0
-"""Of a stop. Below the kubelet's 30: the Lease is given up before it kills."""
+"""Of a stop. Not controller-runtime's 30: that is when the kubelet kills, and the Lease is still to
+be given up and Events to be sent by then."""
+FOR_EVER: Final = 1e8
 LAST_MOMENT: Final = 1.0
 """For what is told to stop only after the grace was used up by something else."""
-STALE_SECONDS: Final = 180.0
-"""Twice the watch's idle limit: longer silence of a cache is not ready."""
+
+_Group = Literal["caches", "always", "leader", "controllers"]
+_GROUPS: Final = get_args(_Group)
+"""In the order of starting; each is stopped as a whole, the last one first."""
+_GUARDED: Final = ("leader", "controllers")
 
 
+@dataclass(eq=False, slots=True)
 class _Runnable:
-    """Something with a ``run`` that lasts until it is stopped."""
+    """Something with a ``run`` that lasts until it is stopped.
 
-    def __init__(
-        self, name: str, run: Callable[[], Awaitable[None]], controller: Controller | None = None
-    ) -> None:
-        self.name = name
-        self.run = run
-        self.controller = controller
-        self.task: asyncio.Task[None] | None = None
-        self.is_stopping = False
+    ``name``: as text, the busy keys of a controller too. ``finish``: asks it to end; None: it is
+    told by cancellation.
+    """
 
-    def stop(self) -> None:
-        """Ask a controller to finish its keys; anything else is told by cancellation."""
-        self.is_stopping = True
-        if self.controller is not None:
-            self.controller.stop()
-        else:
-            self.cancel()
+    name: object
+    run: Callable[[], Awaitable[None]]
+    finish: Callable[[], None] | None = None
+    task: asyncio.Task[None] | None = None
 
-    def cancel(self) -> None:
-        self.is_stopping = True
-        if self.task is not None:
+    def stop(self, *, at_once: bool) -> None:
+        if self.finish is not None and not at_once:
+            self.finish()
+        elif self.task is not None:
             self.task.cancel()
 
-    def __str__(self) -> str:
-        keys = self.controller.running if self.controller is not None else ()
-        return f"{self.name} ({', '.join('/'.join(k) for k in keys)})" if keys else self.name
 
-
+@dataclass(eq=False, kw_only=True)
 class Manager:
     """Runs once. ``grace``: seconds for a stop; 0 cancels at once, below 0 waits for ever."""
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        elector: Elector | None = None,
-        probes: Probes | None = None,
-        recorder: EventRecorder | None = None,
-        grace: float = GRACE_SECONDS,
-        sync_timeout: float = 120.0,
-    ) -> None:
-        self._clock = clock
-        self._elector = elector
-        self._probes = probes
-        self._recorder = recorder
-        self._grace = grace
-        self._sync_timeout = sync_timeout
-        self._loop_watch = LoopWatch(clock=clock)
+    clock: Clock
+    elector: Elector | None = None
+    probes: Probes | None = None
+    recorder: EventRecorder | None = None
+    collector: Collector | None = None
+    grace: float = GRACE_SECONDS
+    sync_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        self._loop_watch = LoopWatch(clock=self.clock)
         self._informers: list[InformerSet] = []
-        self._always: list[_Runnable] = []
-        self._leader_only: list[_Runnable] = []
-        self._caches: list[_Runnable] = []
-        self._sender: list[_Runnable] = []
-        self._started: list[list[_Runnable]] = []  # groups that new members join at once
-        self._tasks: asyncio.TaskGroup | None = None
+        self._controllers: list[Controller] = []
+        self._groups: dict[_Group, list[_Runnable]] = {group: [] for group in _GROUPS}
+        self._started: set[_Group] = set()  # new members of these start at once
+        self._tasks = asyncio.TaskGroup()
         self._halt = asyncio.Event()
         self._failure: BaseException | None = None
         self._has_lost = False  # another replica may lead: nothing may write, no grace
-        self._heeding: asyncio.Task[None] | None = None
         self._has_run = False
 
     # Before run ---------------------------------------------------------------------------------
@@ -102,7 +90,7 @@ class Manager:
     def add_informers(self, informers: InformerSet) -> None:
         """Sync these caches before anything that reads them starts."""
         self._informers.append(informers)
-        self._add(self._caches, _Runnable("caches", informers.run))
+        self._add("caches", _Runnable("caches", informers.run))
 
     def add_controller(self, controller: Controller) -> None:
         """Run it on the leader only.
@@ -110,10 +98,10 @@ class Manager:
         Raises:
             ValueError: there is one of that name; they would share metrics and writes.
         """
-        if any(r.name == f"controller {controller.name}" for r in self._leader_only):
+        if any(known.name == controller.name for known in self._controllers):
             raise ValueError(f"there is a controller named {controller.name!r} already")
-        runnable = _Runnable(f"controller {controller.name}", controller.run, controller)
-        self._add(self._leader_only, runnable)
+        self._controllers.append(controller)
+        self._add("controllers", _Runnable(controller, controller.run, controller.stop))
 
     def add_runnable(
         self, name: str, run: Callable[[], Awaitable[None]], *, leader_only: bool
@@ -125,19 +113,19 @@ class Manager:
         Raises:
             RuntimeError: the stop has begun.
         """
-        self._add(self._leader_only if leader_only else self._always, _Runnable(name, run))
+        self._add("leader" if leader_only else "always", _Runnable(name, run))
 
-    def _add(self, group: list[_Runnable], runnable: _Runnable) -> None:
+    def _add(self, group: _Group, runnable: _Runnable) -> None:
         if self._halt.is_set():
             raise RuntimeError(f"{runnable.name} comes too late: the manager is stopping")
-        group.append(runnable)
-        if any(group is started for started in self._started):
+        self._groups[group].append(runnable)
+        if group in self._started:
             self._launch(runnable)
 
     # Running ------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until ``stop`` is set or something fails.
+        """Until ``stop`` is set, which a failure does too.
 
         Raises:
             InvalidSettings: an address of the probes cannot be bound.
@@ -148,96 +136,92 @@ class Manager:
         """
         if self._has_run:
             raise RuntimeError("a manager runs once")
-        self._has_run = True
-        if self._probes is not None:
-            self._add_checks(self._probes)
-            self._probes.start()
-        self._loop_watch.start()
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                await self._run(stop)
-        finally:
-            self._loop_watch.stop()
-            if self._probes is not None:
-                self._probes.stop()
-            if self._elector is not None:
-                await self._elector.release()
+        self._has_run, self._halt = True, stop
+        async with AsyncExitStack() as parts:  # what comes first here goes last
+            if self.elector is not None:
+                parts.push_async_callback(self.elector.release)
+            if self.probes is not None:
+                self._add_checks(self.probes)
+                self.probes.start()
+                parts.callback(self.probes.stop)
+            self._loop_watch.start()
+            parts.callback(self._loop_watch.stop)
+            if self.collector is not None:
+                self.collector.pause()
+                parts.callback(self.collector.close)
+            async with self._tasks:
+                await self._run()
         if self._failure is not None:
             raise self._failure
 
-    async def _run(self, stop: asyncio.Event) -> None:
-        assert self._tasks is not None
-        helpers = [
-            self._tasks.create_task(self._relay(stop)),
-            self._tasks.create_task(self._start()),
-        ]
+    async def _run(self) -> None:
+        helpers = [self._tasks.create_task(self._heed())]  # these go on during the stop
+        if self.recorder is not None:
+            helpers.append(self._tasks.create_task(self._guard("events", self.recorder.run)))
+        starting = self._tasks.create_task(self._start())
         try:
             await self._halt.wait()
         finally:
             self._halt.set()
+            starting.cancel()
+            await self._stop()
             for helper in helpers:
                 helper.cancel()
-            await self._stop()
-            if self._heeding is not None:
-                self._heeding.cancel()
-
-    async def _relay(self, stop: asyncio.Event) -> None:
-        await stop.wait()
-        self._halt.set()
 
     async def _start(self) -> None:
         try:
-            await self._launch_group(self._caches)
-            ends_at = self._clock.monotonic() + self._sync_timeout
+            await self._launch_group("caches")
+            ends_at = self.clock.monotonic() + self.sync_timeout
             for informers in self._informers:
                 await informers.wait_synced(self._time_left(ends_at))
-            if self._recorder is not None:
-                self._sender.append(_Runnable("events", self._recorder.run))
-            await self._launch_group(self._sender)
-            await self._launch_group(self._always)
-            if self._elector is None:
-                await self._launch_group(self._leader_only)
-                return
-            self._elector.start()
-            assert self._tasks is not None
-            self._heeding = self._tasks.create_task(self._heed(self._elector))
-            await self._elector.acquired()
-            if not self._halt.is_set():
-                await self._launch_group(self._leader_only)
-        except KaitoError as err:
-            self._fail(err)
+            if self.collector is not None:
+                self.collector.settle()
+            await self._launch_group("always")
+            if self.elector is not None:
+                self.elector.start()
+                await self.elector.acquired()
+            for group in _GUARDED:
+                await self._launch_group(group)
+        except SyncTimeout as err:
+            late = [str(controller) for controller in self._controllers if controller.unsynced()]
+            self._fail(SyncTimeout(f"{err}; not started: {', '.join(late) or 'nothing'}"), "start")
+        except Exception as err:  # noqa: BLE001 - a task root: raised by run()
+            self._fail(err, "start")
 
-    async def _heed(self, elector: Elector) -> None:
+    async def _heed(self) -> None:
         """Until the stop is done: leadership may be lost during its grace too (facts E14)."""
-        error = await elector.lost()
+        if self.elector is None:
+            return
+        error = await self.elector.lost()
         self._has_lost = True
-        self._fail(error)
-        for runnable in self._leader_only:
-            runnable.cancel()
+        self._fail(error, "election")
+        for runnable in (r for group in _GUARDED for r in self._groups[group]):
+            runnable.stop(at_once=True)
 
-    async def _launch_group(self, group: list[_Runnable]) -> None:
-        self._started.append(group)
-        for runnable in group:
+    async def _launch_group(self, group: _Group) -> None:
+        if self._halt.is_set():
+            return
+        self._started.add(group)
+        for runnable in self._groups[group]:
             self._launch(runnable)
         await asyncio.sleep(0)  # each makes its first step before the next group starts
 
     def _launch(self, runnable: _Runnable) -> None:
-        assert self._tasks is not None
-        runnable.task = self._tasks.create_task(self._guard(runnable), name=runnable.name)
+        runnable.task = self._tasks.create_task(self._guard(runnable.name, runnable.run))
 
-    async def _guard(self, runnable: _Runnable) -> None:
-        """No failure may cancel the siblings: they stop in order, by ``_stop``."""
+    async def _guard(self, name: object, run: Callable[[], Awaitable[None]]) -> None:
+        """No failure may cancel the siblings: they stop in order, by ``_run``."""
+        how = "ended by itself"
         try:
-            await runnable.run()
+            await run()
         except asyncio.CancelledError:
-            if not runnable.is_stopping:
-                self._fail(RuntimeError(f"{runnable.name} was cancelled from inside"))
+            how = "was cancelled from inside"
             raise
         except Exception as err:  # noqa: BLE001 - a task root: raised by run()
-            self._fail(err, runnable.name)
-        else:
-            if not runnable.is_stopping:
-                self._fail(RuntimeError(f"{runnable.name} ended by itself"))
+            self._fail(err, str(name))
+        finally:
+            if not self._halt.is_set():
+                self._fail(RuntimeError(f"{name} {how}"))
 
     def _fail(self, error: BaseException, name: str = "") -> None:
         if self._failure is None:
@@ -245,66 +229,57 @@ class Manager:
         log.error("stopping on failure", runnable=name, error=repr(error))
         self._halt.set()
 
-    # Stopping -----------------------------------------------------------------------------------
-
     async def _stop(self) -> None:
-        ends_at = self._clock.monotonic() + self._grace if self._grace >= 0 else float("inf")
-        controllers = [r for r in self._leader_only if r.controller is not None]
-        others = [r for r in self._leader_only if r.controller is None]
-        for group in (controllers, others, self._always, self._caches):
+        ends_at = self.clock.monotonic() + (self.grace if self.grace >= 0 else FOR_EVER)
+        for group in reversed(_GROUPS):
             await self._stop_group(group, ends_at)
-        if self._probes is not None:
-            self._probes.stop()
-        if self._recorder is not None and not self._has_lost and self._sender:
-            await self._recorder.flush(min(FLUSH_SECONDS, self._time_left(ends_at)))
-        await self._stop_group(self._sender, ends_at)
+        if self.probes is not None:
+            self.probes.stop()
+        if self.recorder is not None and not self._has_lost:
+            await self.recorder.flush(min(FLUSH_SECONDS, self._time_left(ends_at)))
 
     def _time_left(self, ends_at: float) -> float:
-        return max(0.0, ends_at - self._clock.monotonic())
+        return max(0.0, ends_at - self.clock.monotonic())
 
-    async def _stop_group(self, group: list[_Runnable], ends_at: float) -> None:
-        running = {r.task: r for r in group if r.task is not None and not r.task.done()}
+    async def _stop_group(self, group: _Group, ends_at: float) -> None:
+        running = {r.task: r for r in self._groups[group] if r.task and not r.task.done()}
         if not running:
             return
-        if self._grace != 0 and not self._has_lost:
+        if self.grace != 0 and not self._has_lost:
             for runnable in running.values():
-                runnable.stop()
-            await self._wait(running, self._time_left(ends_at) or LAST_MOMENT)
-            late = ", ".join(str(r) for task, r in running.items() if not task.done())
-            if late:
-                message = f"still running after {self._grace:g} s, cancelled: {late}"
+                runnable.stop(at_once=False)
+            with suppress(TimeoutError):
+                async with time_limit(self.clock, self._time_left(ends_at) or LAST_MOMENT):
+                    await asyncio.wait(running)
+            if late := ", ".join(str(r.name) for task, r in running.items() if not task.done()):
+                message = f"still running after {self.grace:g} s, cancelled: {late}"
                 self._fail(StopTimeout(message))
         for runnable in running.values():
-            runnable.cancel()
+            runnable.stop(at_once=True)
         await asyncio.wait(running)
-
-    async def _wait(self, running: Collection[asyncio.Task[None]], seconds: float) -> None:
-        if seconds == float("inf"):
-            await asyncio.wait(running)
-            return
-        with suppress(TimeoutError):
-            async with time_limit(self._clock, seconds):
-                await asyncio.wait(running)
 
     # Health -------------------------------------------------------------------------------------
 
     def _add_checks(self, probes: Probes) -> None:
         probes.add_liveness("loop", self._loop_watch.health)
-        if self._elector is not None:
-            probes.add_liveness("leader-election", self._elector.health)
+        if self.elector is not None:
+            probes.add_liveness("leader-election", self.elector.health)
         probes.add_readiness("caches", self._unready_caches)
 
     def _unready_caches(self) -> str | None:
         """What is missing or stale, by kind. Called from the probes' threads."""
-        causes = []
-        for informers in self._informers:
-            for informer in informers:
-                if not informer.is_served:
-                    if not informer.optional:
-                        causes.append(f"{informer.kind} ({informer.last_error or 'not served'})")
-                elif not informer.has_synced:
-                    causes.append(f"{informer.kind} ({informer.last_error or 'being listed'})")
-                elif informer.staleness() > STALE_SECONDS:
-                    cause = informer.last_error or "no answer"
-                    causes.append(f"{informer.kind} ({cause} for {informer.staleness():.0f} s)")
-        return f"waiting for cache: {', '.join(causes)}" if causes else None
+        informers = (informer for group in self._informers for informer in group)
+        found = [f"{i.kind} ({cause})" for i in informers if (cause := _unready(i)) is not None]
+        return f"waiting for cache: {', '.join(found)}" if found else None
+
+
+def _unready(informer: Informer[Any]) -> str | None:
+    """Why a cache does not tell what is; silence counts from twice what its watch allows."""
+    if not informer.is_served:
+        return None if informer.optional else informer.last_error or "not served"
+    if not informer.has_synced:
+        return informer.last_error or "being listed"
+    silent = informer.staleness()
+    if silent <= 2 * informer.idle_limit:
+        return None
+    return f"{informer.last_error or 'no answer'} for {silent:.0f} s"

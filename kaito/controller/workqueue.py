@@ -4,27 +4,28 @@ In: keys, from informers' handlers and from workers' retries. Out: one key at a 
 awaits ``get()``. A key is never in two hands: while one worker has it, further adds are remembered
 once and served when that worker says ``done``. No payload travels: the worker reads the caches.
 
-A key is in at most one of these places, and may have one delayed entry beside being in process:
-ready, in process (perhaps wanted again), parked, delayed.
+A key that is anywhere has one entry, in one place: ready, in process, parked, or waiting for its
+time. One in process may have a wish too: it was added again meanwhile, now or for later.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import heapq
 import itertools
 from bisect import insort
-from collections import OrderedDict, deque
-from collections.abc import Hashable, Sized
-from contextlib import suppress
-from typing import Final, Generic, TypeVar
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Generic, Literal, TypeVar
 
+import msgspec
 import structlog
 
-from kaito import metrics
 from kaito.clock import Clock, Timer
 from kaito.controller.backoff import ExponentialBackoff, Limiter
+from kaito.metrics import QueueSeries
 
 log = structlog.get_logger()
 
@@ -33,119 +34,131 @@ K = TypeVar("K", bound=Hashable)
 LOW_PRIORITY: Final = -100
 """Of initial lists and resyncs: a change that a user made just now overtakes them."""
 
-_REFRESH_SECONDS: Final = 0.5
-_MAX_PRIORITY_LABELS: Final = 25
 _COMPACT_ABOVE: Final = 64
+_NOW: Final = 0.0
 
 
-class Shutdown(enum.Enum):
+class Shutdown(Enum):
     """What ``get()`` returns when there will be no more keys."""
 
     SHUTDOWN = "shutdown"
 
 
-class _Delayed(Generic[K]):
-    """A wish for later. ``key`` None: overtaken, its heap entry waits to be dropped."""
+# msgspec structs where the house uses dataclasses: one or two are made per key, at a quarter of the
+# cost, and 200,000 waiting keys are none of the garbage collector's business.
+class _Entry(msgspec.Struct, Generic[K], gc=False, eq=False):
+    """A key that is somewhere. Gone with its last place, so that nothing refers to the key.
 
-    __slots__ = ("due", "key", "priority")
+    ``since``: ready or in process, for the metrics; None when its wait is observed already.
+    """
 
-    def __init__(self, due: float, key: K, priority: int) -> None:
-        self.due = due
-        self.key: K | None = key
-        self.priority = priority
+    key: K
+    place: Literal["ready", "process", "parked", "waiting"] = "waiting"
+    priority: int = 0
+    wish: _Wish[K] | None = None
+    since: float | None = None
 
 
+class _Wish(msgspec.Struct, Generic[K], gc=False, eq=False):
+    """To be ready later. ``key`` None: overtaken, its place in the heap is dropped in time.
+
+    ``due``: ``_NOW`` when its key is in process and it only waits for ``done``, in no heap.
+    """
+
+    due: float
+    key: K | None
+    priority: int
+
+
+@dataclass(eq=False, kw_only=True)
 class WorkQueue(Generic[K]):
     """See the module. All methods belong to one loop; only ``get`` waits.
 
     ``strict``: ``done`` of a key not in process raises (tests) instead of being logged.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        limiter: Limiter[K] | None = None,
-        metrics: QueueMetrics | None = None,
-        strict: bool = False,
-    ) -> None:
-        self._clock = clock
-        self._limiter: Limiter[K] = limiter or ExponentialBackoff(clock=clock)
-        self._metrics = metrics
-        self._strict = strict
-        self._priority: dict[K, int] = {}  # ready keys
-        self._levels: dict[int, OrderedDict[K, None]] = {}
+    clock: Clock
+    limiter: Limiter[K] | None = None
+    metrics: QueueSeries | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        self._limiter: Limiter[K] = self.limiter or ExponentialBackoff(clock=self.clock)
+        self._entries: dict[K, _Entry[K]] = {}
+        self._levels: dict[int, OrderedDict[_Entry[K], None]] = {}  # ready ones by priority
         self._order: list[int] = []  # negated priorities: highest first
-        self._processing: dict[K, int] = {}  # with the priority of their run
-        self._wanted: dict[K, int] = {}  # in process and added again
-        self._parked: dict[K, int] = {}
-        self._failures: dict[K, int] = {}
-        self._delayed: dict[K, _Delayed[K]] = {}
-        self._heap: list[tuple[float, int, _Delayed[K]]] = []
+        self._ready = 0
+        self._in_process: set[_Entry[K]] = set()
+        self._heap: list[tuple[float, int, _Wish[K]]] = []
+        self._overtaken = 0
         self._sequence = itertools.count()
         self._timer: Timer | None = None
         self._timer_due = 0.0
-        self._getters: deque[asyncio.Future[None]] = deque()
+        self._getters: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._stopped = False
         self._draining = False
-        self._level(0)
+        if self.metrics is not None:
+            self.metrics.show_ages(self._ages)
+        self._add_level(0)
 
     def __len__(self) -> int:
-        return len(self._priority)
-
-    @property
-    def processing(self) -> tuple[K, ...]:
-        """Keys in workers' hands."""
-        return tuple(self._processing)
+        return self._ready
 
     def add(self, key: K, priority: int = 0) -> None:
         """Make ready now. A present key with a lower priority is raised; nothing is doubled."""
         if self._heap:
             self._release_due()
-        if key in self._parked:
-            self._parked[key] = max(priority, self._parked[key])
+        entry = self._entries.get(key)
+        if entry is None:
+            if self._stopped:
+                return
+            entry = self._entries[key] = _Entry(key)
+            self._make_ready(entry, priority)
             return
-        if key in self._delayed:
-            priority = max(priority, self._drop_delayed(key))
-        if key in self._processing:
-            if not self._stopped or self._draining:
-                self._wanted[key] = max(priority, self._wanted.get(key, priority))
-        elif not self._stopped:
-            self._make_ready(key, priority)
+        if entry.wish is not None:
+            priority = max(priority, self._overtake(entry))
+        self._bring(entry, priority)
 
     def add_after(self, key: K, seconds: float, priority: int | None = None) -> None:
         """Make ready in ``seconds``. The earliest wish of a key wins, a later one is ignored.
 
         ``priority`` None: that of the run in process, else 0.
         """
+        entry = self._entries.get(key)
         if priority is None:
-            priority = self._processing.get(key, 0)
+            priority = entry.priority if entry is not None and entry.place == "process" else 0
         if seconds <= 0:
             self.add(key, priority)
             return
         if self._stopped:
             return
-        if self._metrics is not None:
-            self._metrics.retries.inc()
-        if key in self._priority or key in self._wanted or key in self._parked:
+        if self.metrics is not None:
+            self.metrics.retries.inc()
+        if entry is None:
+            entry = self._entries[key] = _Entry(key)
+        elif entry.place in ("ready", "parked"):
             return
-        self._delay(key, self._clock.monotonic() + seconds, priority)
+        due = self.clock.monotonic() + seconds
+        if entry.wish is not None:
+            if due >= entry.wish.due:
+                entry.wish.priority = max(priority, entry.wish.priority)
+                return
+            priority = max(priority, self._overtake(entry))
+        entry.wish = _Wish(due, key, priority)
+        heapq.heappush(self._heap, (due, next(self._sequence), entry.wish))
+        if self._timer is None or due < self._timer_due:
+            self._arm()
 
-    def add_rate_limited(self, key: K, *, at_least: float = 0.0) -> None:
+    def add_rate_limited(self, key: K, priority: int | None = None, at_least: float = 0.0) -> None:
         """Add after the limiter's next wait for this key, and not within ``at_least`` seconds."""
-        self.add_after(key, max(self._limiter.when(key), at_least))
+        self.add_after(key, max(self._limiter.when(key), at_least), priority)
 
-    def count_failure(self, key: K) -> int:
-        """How often the key has failed since the last ``forget``, this time included.
-
-        Not the limiter's count: failures that bring a wait of their own do not make it longer.
-        """
-        self._failures[key] = count = self._failures.get(key, 0) + 1
-        return count
+    def num_requeues(self, key: K) -> int:
+        """How often the limiter has made the key wait since the last ``forget``."""
+        return self._limiter.num_requeues(key)
 
     def forget(self, key: K) -> None:
-        """The key succeeded: its waits and failures start anew. Changes nothing in the queue."""
-        self._failures.pop(key, None)
+        """The key succeeded: its waits start anew. Changes nothing in the queue."""
         self._limiter.forget(key)
 
     async def get(self) -> K | Shutdown:
@@ -156,53 +169,61 @@ class WorkQueue(Generic[K]):
         while True:
             if self._heap:
                 self._release_due()
-            if self._priority:
+            if self._ready:
                 return self._take()
-            if self._stopped and not (self._draining and self._processing):
+            if self._stopped and not (self._draining and self._in_process):
                 return Shutdown.SHUTDOWN
             getter = asyncio.get_running_loop().create_future()
-            self._getters.append(getter)
+            self._getters[getter] = None
             try:
                 await getter
             except BaseException:
-                if getter.cancelled() or not getter.done():
-                    with suppress(ValueError):
-                        self._getters.remove(getter)
-                elif self._priority:
+                if getter in self._getters:
+                    del self._getters[getter]
+                elif self._ready:
                     self._wake_one()  # the wake-up was for a key, not for this getter
                 raise
 
     def done(self, key: K) -> None:
         """The worker is finished with the key; it is ready again if it was added meanwhile."""
-        if key not in self._processing:
-            if self._strict:
+        entry = self._entries.get(key)
+        if entry is None or entry.place != "process":
+            if self.strict:
                 raise RuntimeError(f"done({key!r}) of a key that is not in process")
             log.error("done with a key that is not in process", key=str(key))
             return
-        if self._metrics is not None:
-            self._metrics.finished(key, self._clock.monotonic())
-        self._give_back(key)
+        if self.metrics is not None and entry.since is not None:
+            self.metrics.work_seconds.observe(self.clock.monotonic() - entry.since)
+        self._in_process.remove(entry)
+        wish = entry.wish
+        entry.place = "waiting"
+        if wish is None:
+            del self._entries[key]
+        elif wish.due == _NOW:
+            entry.wish = None
+            self._make_ready(entry, wish.priority)
+        if self._draining:
+            self._wake_all()
 
     def park(self, key: K) -> None:
         """In place of ``done``: hold the key back, without a worker, until ``unpark``.
 
         It is not handed out meanwhile, however often it is added, and counts as one add.
         """
-        priority = self._processing[key]
-        priority = max(priority, self._wanted.pop(key, priority))
-        if key in self._delayed:
-            priority = max(priority, self._drop_delayed(key))
-        if self._metrics is not None:
-            self._metrics.parked(key)
-        self._give_back(key)
-        if not self._stopped:
-            self._parked[key] = priority
+        entry = self._entries[key]
+        self._in_process.remove(entry)
+        entry.place, entry.since = "parked", None
+        if entry.wish is not None:
+            entry.priority = max(entry.priority, self._overtake(entry))
+        if self._stopped:
+            del self._entries[key]
+            self._wake_all()
 
     def unpark(self, key: K) -> None:
         """Make a parked key ready; harmless when it is not parked."""
-        priority = self._parked.pop(key, None)
-        if priority is not None:
-            self._make_ready(key, priority, is_add=False)
+        entry = self._entries.get(key)
+        if entry is not None and entry.place == "parked":
+            self._make_ready(entry, entry.priority)
 
     def shutdown(self, *, drain: bool = False) -> None:
         """Stop taking keys. Delayed and parked keys are dropped, those in process finish.
@@ -214,109 +235,102 @@ class WorkQueue(Generic[K]):
             return
         self._stopped = True
         self._draining = drain
-        self._parked.clear()
-        self._delayed.clear()
+        kept = ("process", "ready") if drain else ("process",)
+        self._entries = {key: e for key, e in self._entries.items() if e.place in kept}
+        for entry in self._entries.values():
+            if not drain or (entry.wish is not None and entry.wish.due != _NOW):
+                entry.wish = None
+        if not drain:
+            self._levels.clear()
+            self._order.clear()
+            self._ready = 0
         self._heap.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not drain:
-            self._wanted.clear()
-            while self._priority:
-                self._pop()
-        if self._metrics is not None:
-            self._metrics.stop()
         self._wake_all()
 
-    def _give_back(self, key: K) -> None:
-        del self._processing[key]
-        priority = self._wanted.pop(key, None)
-        if priority is not None:
-            self._make_ready(key, priority)
-        elif self._draining and not self._processing:
-            if self._metrics is not None:
-                self._metrics.stop()
-            self._wake_all()
+    def _bring(self, entry: _Entry[K], priority: int) -> None:
+        """Add an entry that may be anywhere."""
+        match entry.place:
+            case "waiting":
+                self._make_ready(entry, priority)
+            case "process":
+                if not self._stopped or self._draining:
+                    entry.wish = _Wish(_NOW, entry.key, priority)
+            case "parked":
+                entry.priority = max(priority, entry.priority)
+            case "ready":
+                if priority > entry.priority:
+                    del self._levels[entry.priority][entry]
+                    self._ready -= 1
+                    self._make_ready(entry, priority)
 
-    def _take(self) -> K:
-        key, priority = self._pop()
-        self._processing[key] = priority
-        if self._metrics is not None:
-            self._metrics.started(key, self._clock)
-        return key
-
-    def _pop(self) -> tuple[K, int]:
-        for negated in self._order:
-            level = self._levels[-negated]
-            if level:
-                key, _ = level.popitem(last=False)
-                return key, self._priority.pop(key)
-        raise AssertionError("ready keys are in a level")
-
-    def _make_ready(self, key: K, priority: int, *, is_add: bool = True) -> None:
-        current = self._priority.get(key)
-        if current is not None:
-            if priority <= current:
-                return
-            del self._levels[current][key]
-        elif self._metrics is not None and is_add:
-            self._metrics.ready(key, self._clock.monotonic())
-        level = self._level(priority)
-        level[key] = None
-        self._priority[key] = priority
+    def _make_ready(self, entry: _Entry[K], priority: int) -> None:
+        if self.metrics is not None and entry.place == "waiting":  # elsewhere it was counted
+            self.metrics.adds.inc()
+            entry.since = self.clock.monotonic()
+        entry.place = "ready"
+        entry.priority = priority
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._add_level(priority)
+        level[entry] = None
+        self._ready += 1
         if self._getters:
             self._wake_one()
 
-    def _level(self, priority: int) -> OrderedDict[K, None]:
-        level = self._levels.get(priority)
-        if level is None:
-            level = self._levels[priority] = OrderedDict()
-            insort(self._order, -priority)
-            if self._metrics is not None:
-                self._metrics.track_depth(priority, level)
+    def _take(self) -> K:
+        while not (level := self._levels[-self._order[0]]):
+            del self._levels[-self._order.pop(0)]
+        entry, _ = level.popitem(last=False)
+        self._ready -= 1
+        entry.place = "process"
+        self._in_process.add(entry)
+        if self.metrics is not None:
+            now = self.clock.monotonic()
+            if entry.since is not None:
+                self.metrics.queue_seconds.observe(now - entry.since)
+            entry.since = now
+        return entry.key
+
+    def _add_level(self, priority: int) -> OrderedDict[_Entry[K], None]:
+        level = self._levels[priority] = OrderedDict()
+        insort(self._order, -priority)
+        if self.metrics is not None:
+            self.metrics.show_depth(priority, self._levels)
         return level
 
-    def _delay(self, key: K, due: float, priority: int) -> None:
-        present = self._delayed.get(key)
-        if present is not None:
-            if due >= present.due:
-                present.priority = max(priority, present.priority)
-                return
-            priority = max(priority, self._drop_delayed(key))
-        entry = self._delayed[key] = _Delayed(due, key, priority)
-        heapq.heappush(self._heap, (due, next(self._sequence), entry))
-        self._arm()
-
-    def _drop_delayed(self, key: K) -> int:
-        """Forget the delayed entry; its heap place goes at its time, or with the next tidying."""
-        entry = self._delayed.pop(key)
-        entry.key = None
-        if len(self._heap) > _COMPACT_ABOVE and len(self._heap) > 2 * len(self._delayed):
+    def _overtake(self, entry: _Entry[K]) -> int:
+        """Drop its wish, whose place in the heap goes at its time, or with the next tidying."""
+        wish, entry.wish = entry.wish, None
+        assert wish is not None
+        wish.key = None
+        self._overtaken += wish.due != _NOW
+        if self._overtaken > _COMPACT_ABOVE and 2 * self._overtaken > len(self._heap):
             self._heap = [item for item in self._heap if item[2].key is not None]
             heapq.heapify(self._heap)
-        return entry.priority
+            self._overtaken = 0
+        return wish.priority
 
     def _release_due(self) -> None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         while self._heap and self._heap[0][0] <= now:
-            key = heapq.heappop(self._heap)[2].key
-            if key is None:
+            wish = heapq.heappop(self._heap)[2]
+            if wish.key is None:
+                self._overtaken -= 1
                 continue
-            priority = self._delayed.pop(key).priority
-            if key in self._processing:
-                self._wanted[key] = max(priority, self._wanted.get(key, priority))
-            else:
-                self._make_ready(key, priority)
+            entry = self._entries[wish.key]
+            entry.wish = None
+            self._bring(entry, wish.priority)
 
     def _arm(self) -> None:
-        """One timer, for the earliest entry."""
-        due = self._heap[0][0]
+        """One timer, for the earliest wish."""
         if self._timer is not None:
-            if self._timer_due <= due:
-                return
             self._timer.cancel()
-        self._timer_due = due
-        self._timer = self._clock.call_later(due - self._clock.monotonic(), self._on_timer)
+        self._timer_due = self._heap[0][0]
+        wait = self._timer_due - self.clock.monotonic()
+        self._timer = self.clock.call_later(wait, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -326,7 +340,7 @@ class WorkQueue(Generic[K]):
 
     def _wake_one(self) -> None:
         while self._getters:
-            getter = self._getters.popleft()
+            getter, _ = self._getters.popitem(last=False)
             if not getter.done():
                 getter.set_result(None)
                 return
@@ -335,75 +349,7 @@ class WorkQueue(Generic[K]):
         while self._getters:
             self._wake_one()
 
-
-class QueueMetrics:
-    """The ``workqueue_*`` series of one queue. Children are looked up once."""
-
-    def __init__(self, name: str) -> None:
-        labels = {"name": name, "controller": name}
-        self._labels = labels
-        self.retries = metrics.WORKQUEUE_RETRIES.labels(**labels)
-        self._adds = metrics.WORKQUEUE_ADDS.labels(**labels)
-        self._queue_seconds = metrics.WORKQUEUE_QUEUE_SECONDS.labels(**labels)
-        self._work_seconds = metrics.WORKQUEUE_WORK_SECONDS.labels(**labels)
-        self._unfinished = metrics.WORKQUEUE_UNFINISHED_SECONDS.labels(**labels)
-        self._longest = metrics.WORKQUEUE_LONGEST_SECONDS.labels(**labels)
-        self._levels: dict[int, Sized] = {}
-        self._ready_at: dict[Hashable, float] = {}
-        self._started_at: dict[Hashable, float] = {}
-        self._timer: Timer | None = None
-
-    def track_depth(self, priority: int, level: Sized) -> None:
-        """Let the scrape read how many keys are ready at a priority: nothing to do per key.
-
-        Beyond 25 priorities they share one series.
-        """
-        self._levels[priority] = level
-        if len(self._levels) <= _MAX_PRIORITY_LABELS:
-            gauge = metrics.WORKQUEUE_DEPTH.labels(**self._labels, priority=str(priority))
-            gauge.set_function(lambda: len(level))
-            return
-        others = [*self._levels.values()][_MAX_PRIORITY_LABELS:]
-        metrics.WORKQUEUE_DEPTH.labels(
-            **self._labels, priority="exceeded_cardinality_limit"
-        ).set_function(lambda: sum(map(len, others)))
-
-    def ready(self, key: Hashable, now: float) -> None:
-        """A key became ready."""
-        self._adds.inc()
-        self._ready_at[key] = now
-
-    def started(self, key: Hashable, clock: Clock) -> None:
-        """A worker took the key."""
-        now = clock.monotonic()
-        ready_at = self._ready_at.pop(key, None)
-        if ready_at is not None:  # else it was parked: its wait is observed already
-            self._queue_seconds.observe(now - ready_at)
-        self._started_at[key] = now
-        if self._timer is None:
-            self._refresh(clock)
-
-    def finished(self, key: Hashable, now: float) -> None:
-        """The worker gave it back."""
-        self._work_seconds.observe(now - self._started_at.pop(key, now))
-
-    def parked(self, key: Hashable) -> None:
-        """It was taken, but not worked on."""
-        self._started_at.pop(key, None)
-
-    def stop(self) -> None:
-        """Leave no timer behind."""
-        self._ready_at.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _refresh(self, clock: Clock) -> None:
-        """Each half second while not idle: these two are gauges of a moment."""
-        now = clock.monotonic()
-        ages = [now - started for started in self._started_at.values()]
-        self._unfinished.set(sum(ages))
-        self._longest.set(max(ages, default=0.0))
-        self._timer = None
-        if ages:
-            self._timer = clock.call_later(_REFRESH_SECONDS, lambda: self._refresh(clock))
+    def _ages(self) -> list[float]:
+        """Seconds since each key in process was taken. Also called from the scrape's thread."""
+        now = self.clock.monotonic()
+        return [now - (entry.since or now) for entry in tuple(self._in_process)]

@@ -12,20 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from kaito.errors import (
-    After,
-    ApiError,
-    Backoff,
-    Expired,
-    Forbidden,
-    InvalidRequest,
-    KindNotServed,
-    ResourceVersionTooLarge,
-    ServerUnavailable,
-    TooManyRequests,
-    TransportError,
-    Unauthorized,
-)
+from kaito import errors
 
 PAGE_LIMIT: Final = 500
 MIN_WATCH_SECONDS: Final = 300.0
@@ -35,6 +22,14 @@ OVERLOAD_SECONDS: Final = 30.0
 BACKOFF_FIRST: Final = 0.8
 BACKOFF_CAP: Final = 30.0
 BACKOFF_RESET: Final = 120.0
+
+_PASSING: Final = (
+    errors.TransportError,
+    errors.TooManyRequests,
+    errors.Unauthorized,
+    errors.Forbidden,
+)
+"""Errors that say nothing of our version: it is kept, and asked with again."""
 
 
 class State(StrEnum):
@@ -90,22 +85,16 @@ def query(ask: Request, timeout_seconds: int = 0) -> dict[str, str]:
         case List(continue_token=token) if token:
             # The token implies the version; with both, the server answers 400.
             return {"limit": str(ask.limit), "continue": token}
-        case List():
-            pairs = {"resourceVersion": ask.resource_version, "limit": str(ask.limit or "")}
-        case Stream():
+        case List(version, limit):
+            pairs = {"resourceVersion": version, "limit": str(limit or "")}
+        case Stream(version) | Watch(version):
             pairs = {
-                "sendInitialEvents": "true",
-                "resourceVersionMatch": "NotOlderThan",
-                "resourceVersion": ask.resource_version,
+                "resourceVersion": version,
                 "allowWatchBookmarks": "true",
                 "timeoutSeconds": str(timeout_seconds),
             }
-        case Watch():
-            pairs = {
-                "resourceVersion": ask.resource_version,
-                "allowWatchBookmarks": "true",
-                "timeoutSeconds": str(timeout_seconds),
-            }
+    if isinstance(ask, Stream):
+        pairs |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
     return {name: value for name, value in pairs.items() if value}
 
 
@@ -183,7 +172,9 @@ class Course:
 
     def ended(self, *, seconds: float, was_silent: bool, now: float) -> None:
         """The stream ended cleanly after ``seconds``. ``was_silent``: not one line came."""
-        if not self.is_current or (was_silent and seconds < SHORT_WATCH_SECONDS):
+        if not self.is_current and seconds >= MIN_WATCH_SECONDS:
+            self.can_stream = False  # it had time enough, and events kept it from falling silent
+        elif not self.is_current or (was_silent and seconds < SHORT_WATCH_SECONDS):
             self._back_off(now)
         elif was_silent and seconds >= MIN_WATCH_SECONDS:
             # A server behind our version keeps such a watch silent to its end (R25).
@@ -203,25 +194,25 @@ class Course:
             self._list_again("bad_data")
         self._back_off(now)
 
-    def failed(self, ask: Request, error: ApiError, now: float) -> None:
+    def failed(self, ask: Request, error: errors.ApiError, now: float) -> None:
         """The server refused, or the connection broke, or the stream carried an ERROR."""
         self._next_list = None
         match error:
-            case KindNotServed():
+            case errors.KindNotServed():
                 self._list_again("first")
                 self._pause = Pause(NOT_SERVED_SECONDS, State.NOT_SERVED)
-            case Expired() | ResourceVersionTooLarge() if not self.is_current:
+            case errors.Expired() | errors.ResourceVersionTooLarge() if not self.is_current:
                 self._list_without_version(ask, error, now)
-            case Expired():
+            case errors.Expired():
                 self._expired += 1
                 self._list_again("expired")
                 if self._expired > 1:
                     self._back_off(now)
-            case InvalidRequest() if isinstance(ask, Stream) and not self.is_current:
+            case errors.InvalidRequest() if isinstance(ask, Stream) and not self.is_current:
                 self.can_stream = False
-            case TransportError() | TooManyRequests() | Unauthorized() | Forbidden():
+            case _ if isinstance(error, _PASSING):
                 self._back_off(now, error)
-            case ServerUnavailable():
+            case errors.ServerUnavailable():
                 if self._overloaded_since is None:
                     self._overloaded_since = now
                 elif now - self._overloaded_since >= OVERLOAD_SECONDS:
@@ -231,13 +222,13 @@ class Course:
                 self._list_again("error")
                 self._back_off(now, error)
 
-    def _list_without_version(self, ask: Request, error: ApiError, now: float) -> None:
+    def _list_without_version(self, ask: Request, error: errors.ApiError, now: float) -> None:
         if isinstance(ask, List) and ask.continue_token:
             # The Status offers a fresh token: it would join two versions into one list (R11).
             self._next_list = List(ask.resource_version)
         elif ask.resource_version and not self._unset:
             self._unset = True
-            self.list_reason = "expired" if isinstance(error, Expired) else "too_large"
+            self.list_reason = "expired" if isinstance(error, errors.Expired) else "too_large"
         else:
             self._back_off(now, error)
 
@@ -253,9 +244,9 @@ class Course:
         self.list_reason = reason
         self._overloaded_since = None
 
-    def _back_off(self, now: float, error: ApiError | None = None) -> None:
+    def _back_off(self, now: float, error: errors.ApiError | None = None) -> None:
         seconds = self._waits.next(now)
         match error.retry if error is not None else None:
-            case After(wait) | Backoff(wait):
+            case errors.After(wait) | errors.Backoff(wait):
                 seconds = max(seconds, wait)
         self._pause = Pause(seconds)

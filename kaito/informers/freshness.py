@@ -7,22 +7,21 @@ facts, G16 and G17. Resource versions compare as integers within one kind.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
 from kaito import metrics
-from kaito.api.meta import ApiObject, Key
+from kaito.api.meta import ApiObject, Key, ObjectMeta
 from kaito.clock import Clock, Timer
 from kaito.errors import KaitoError
 from kaito.informers.handlers import Change
 from kaito.informers.informer import Informer
+from kaito.informers.scope import Scope
 from kaito.informers.store import is_at_least
 from kaito.kube.client import Written
 from kaito.kube.resources import Kind
@@ -35,48 +34,33 @@ Owner = tuple[str, Key]
 CURRENT: ContextVar[Owner | None] = ContextVar("kaito_current_reconcile", default=None)
 """Set by the worker for the length of a reconcile."""
 
+LOOK_SECONDS: Final = 1.0
 CHECK_SECONDS: Final = 5.0
 GIVE_UP_SECONDS: Final = 30.0
 
 LiveRead = Callable[[Kind[Any], str, str], Awaitable[ApiObject | None]]
 
+_Target = tuple[str, Key]
+"""(kind, key): what was written."""
 
+
+@dataclass(eq=False, slots=True)
 class _Pending:
-    """One write that the cache has not shown yet. ``version`` None: deleted, or not known."""
+    """One write that a cache has still to show, or may have: then only a live read can tell.
 
-    def __init__(self, owner: Owner, written: Written, since: float) -> None:
-        self.owner = owner
-        self.kind = written.kind
-        self.key = (written.namespace, written.name)
-        self.uid = written.uid
-        self.version = written.resource_version
-        self.is_delete = written.deleted
-        self.is_exclusive = written.exclusive
-        self.since = since
-        self.is_settled = False
-        self.is_late = False
+    ``live``: the object as such a read found it.
+    """
 
-    @property
-    def is_unknown(self) -> bool:
-        """Written or not: only a live read can tell."""
-        return self.version is None and not self.is_delete
-
-    @property
-    def due(self) -> float:
-        """When someone has to look after it."""
-        return self.since + (GIVE_UP_SECONDS if self.is_late else CHECK_SECONDS)
+    owner: Owner
+    target: _Target
+    written: Written
+    since: float
+    live: ObjectMeta | None = None
+    is_late: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kind} {'/'.join(self.key)} by {self.owner[0]} {'/'.join(self.owner[1])}"
-
-
-@dataclass(slots=True)
-class _Tracked:
-    """The pending writes of one kind: numbered ones by version, the others by key."""
-
-    informer: Informer[Any]
-    versions: list[tuple[int, int, _Pending]] = field(default_factory=list)
-    others: dict[Key, list[_Pending]] = field(default_factory=dict)
+        (kind, key), (controller, owner) = self.target, self.owner
+        return f"{kind} {'/'.join(key)} by {controller} {'/'.join(owner)}"
 
 
 class Freshness:
@@ -90,22 +74,23 @@ class Freshness:
     def __init__(self, *, clock: Clock, read: LiveRead | None = None) -> None:
         self._clock = clock
         self._read = read
-        self._kinds: dict[str, _Tracked] = {}
-        self._owners: dict[Owner, dict[tuple[str, Key], _Pending]] = {}
+        self._informers: dict[str, list[Informer[Any]]] = {}  # by kind
+        self._writes: dict[_Target, dict[Owner, _Pending]] = {}  # the last of each owner
+        self._owners: dict[Owner, set[_Target]] = {}  # the same, the other way round
         self._callbacks: dict[Owner, list[Callable[[], None]]] = {}
-        self._checks: deque[_Pending] = deque()
-        self._has_checks = asyncio.Event()
+        self._checks: asyncio.Queue[_Pending] = asyncio.Queue()
         self._timer: Timer | None = None
-        self._order = itertools.count()
 
     def track(self, informer: Informer[Any]) -> None:
-        """Let this informer settle writes of its kind; the first of a kind is the one that counts.
+        """Wait for this informer's cache as well when its kind was written.
 
         Writes to kinds that are not tracked are not waited for.
         """
-        tracked = _Tracked(informer)
-        if self._kinds.setdefault(informer.kind.resource, tracked) is tracked:
-            informer.add_observer(lambda key: self._advance(tracked, key))
+        resource = informer.kind.resource
+        known = self._informers.setdefault(resource, [])
+        if informer not in known:
+            known.append(informer)
+            informer.add_observer(partial(self._advance, resource))
 
     # Writing ------------------------------------------------------------------------------------
 
@@ -117,20 +102,23 @@ class Freshness:
 
     def record(self, owner: Owner, written: Written) -> None:
         """``owner`` wrote; an echo that reached the cache before the reply counts as seen."""
-        identity = (written.kind.resource, (written.namespace, written.name))
-        tracked = self._kinds.get(written.kind.resource)
-        if tracked is None or tracked.informer.namespace not in ("", written.namespace):
+        resource, key = written.kind.resource, (written.namespace, written.name)
+        if resource not in self._informers:
             return
-        writes = self._owners.setdefault(owner, {})
-        earlier = writes.pop(identity, None)
-        if earlier is not None:
-            earlier.is_settled = True
-        pending = writes[identity] = _Pending(owner, written, self._clock.monotonic())
-        self._file(tracked, pending)
-        if pending.is_unknown:
-            self._check(pending)
-        if self._timer is None and self._owners:
-            self._timer = self._clock.call_later(CHECK_SECONDS, self._look)
+        target = (resource, key)
+        pending = _Pending(owner, target, written, self._clock.monotonic())
+        self._writes.setdefault(target, {})[owner] = pending
+        self._owners.setdefault(owner, set()).add(target)
+        behind = self._behind(pending)
+        if not behind:
+            self._settle(pending)
+            return
+        # Whether a cache that selects will ever hold what it does not yet, its labels tell.
+        is_hidden = any(i.is_selective and i.lister.get(*key) is None for i in behind)
+        if is_hidden or written.resource_version is None:
+            self._checks.put_nowait(pending)
+        if self._timer is None:
+            self._timer = self._clock.call_later(LOOK_SECONDS, self._look)
 
     def is_echo(self, owner: Owner, kind: Kind[Any], change: Change[Any]) -> bool:
         """The change is nothing but the write that ``owner`` waits for. To be asked in a handler.
@@ -140,15 +128,14 @@ class Freshness:
         other key it is news: the Machine that a Workspace's pass made has a reconcile of its own.
         """
         new = change.new
-        if new is None or change.relisted:
+        if new is None or change.relisted or owner not in self._owners:
             return False
         meta = new.metadata
-        pending = self._owners.get(owner, {}).get((kind.resource, meta.key))
-        return (
-            pending is not None
-            and pending.is_exclusive
-            and (pending.uid, pending.version) == (meta.uid, meta.resource_version)
-        )
+        pending = self._writes.get((kind.resource, meta.key), {}).get(owner)
+        if pending is None or not pending.written.exclusive:
+            return False
+        written = pending.written
+        return (written.uid, written.resource_version) == (meta.uid, meta.resource_version)
 
     # Waiting ------------------------------------------------------------------------------------
 
@@ -164,110 +151,105 @@ class Freshness:
         metrics.STALE_CACHE_WAITS.labels(owner[0]).inc()
         self._callbacks.setdefault(owner, []).append(callback)
 
-    def forget(self, owner: Owner) -> None:
-        """The key is gone for good: drop what it waits for, calling nobody."""
-        self._callbacks.pop(owner, None)
-        for pending in self._owners.pop(owner, {}).values():
-            pending.is_settled = True
-
     # Settling -----------------------------------------------------------------------------------
 
-    def _advance(self, tracked: _Tracked, key: Key | None) -> None:
-        """The cache moved. Hot: called once per event, mostly with nothing to do."""
-        versions = tracked.versions
-        if versions:
-            current = tracked.informer.resource_version
-            while versions and is_at_least(current, str(versions[0][0])):
-                self._settle(heapq.heappop(versions)[2])
-        if tracked.others:
-            for candidate in (key,) if key is not None else tuple(tracked.others):
-                for pending in tracked.others.pop(candidate, ()):
-                    self._file(tracked, pending)
+    def _advance(self, resource: str, key: Key | None) -> None:
+        """A cache moved. Hot: called once per event, mostly with nothing to do.
 
-    def _file(self, tracked: _Tracked, pending: _Pending) -> None:
-        """Settle a write that the cache shows, else put it where the cache will find it."""
-        if pending.is_settled or _is_seen(tracked.informer, pending):
-            self._settle(pending)
-        elif pending.version is not None and not pending.is_delete:
-            entry = (int(pending.version), next(self._order), pending)
-            heapq.heappush(tracked.versions, entry)
-        else:
-            tracked.others.setdefault(pending.key, []).append(pending)
-
-    def _settle(self, pending: _Pending) -> None:
-        if pending.is_settled:
+        An event shows the writes to its own object, a bookmark or a list may show any.
+        """
+        if not self._writes:
             return
-        pending.is_settled = True
-        writes = self._owners[pending.owner]
-        del writes[pending.kind.resource, pending.key]
-        if not writes:
-            del self._owners[pending.owner]
-            for callback in self._callbacks.pop(pending.owner, ()):
+        if key is not None:
+            moved = [(resource, key)]
+        else:
+            moved = [target for target in self._writes if target[0] == resource]
+        for target in moved:
+            for pending in tuple(self._writes.get(target, {}).values()):
+                if not self._behind(pending):
+                    self._settle(pending)
+
+    def _behind(self, pending: _Pending) -> list[Informer[Any]]:
+        """Those whose cache will show the write and has not done so yet (G17)."""
+        written, live = pending.written, pending.live
+        return [
+            informer
+            for informer in self._informers[written.kind.resource]
+            if (live is None or informer.selects(live))
+            and not all(_shows(scope, written) for scope in informer.scopes)
+        ]
+
+    def _settle(self, pending: _Pending, *, is_in_vain: bool = False) -> None:
+        """Wait for it no more. With the last one of its key go those who wait for the key."""
+        if not self._is_open(pending):
+            return
+        owner, target = pending.owner, pending.target
+        del self._writes[target][owner]
+        if not self._writes[target]:
+            del self._writes[target]
+        self._owners[owner].remove(target)
+        if not self._owners[owner]:
+            del self._owners[owner]
+            callbacks = self._callbacks.pop(owner, ())
+            if callbacks and is_in_vain:
+                metrics.STALE_CACHE_TIMEOUTS.labels(owner[0]).inc()
+            for callback in callbacks:
                 callback()
+
+    def _is_open(self, pending: _Pending) -> bool:
+        """Neither settled nor superseded by a later write of its owner."""
+        return self._writes.get(pending.target, {}).get(pending.owner) is pending
 
     # What does not show up ----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Carry out live reads, one after another, until cancelled."""
         while True:
-            await self._has_checks.wait()
-            self._has_checks.clear()
-            while self._checks:
-                pending = self._checks.popleft()
-                if self._read is None or pending.is_settled:
-                    continue
-                try:
-                    obj = await self._read(pending.kind, *pending.key)
-                except KaitoError as err:
-                    log.warning("live check failed", written=str(pending), error=str(err))
-                else:
-                    self._learn(pending, obj)
+            pending = await self._checks.get()
+            if self._read is None or not self._is_open(pending):
+                continue
+            try:
+                live = await self._read(pending.written.kind, *pending.target[1])
+            except KaitoError as err:
+                log.warning("live check failed", written=str(pending), error=str(err))
+            else:
+                self._learn(pending, live)
 
     def _learn(self, pending: _Pending, live: ApiObject | None) -> None:
-        """A live read tells what the cache has to reach: this version, or absence."""
-        if pending.is_unknown or live is None:
-            pending.is_delete = live is None
-            pending.version = live.metadata.resource_version if live is not None else None
-            self._file(self._kinds[pending.kind.resource], pending)
-
-    def _check(self, pending: _Pending) -> None:
-        self._checks.append(pending)
-        self._has_checks.set()
+        """A live read tells what caches have to reach: this version, or absence."""
+        if live is None:
+            pending.written = replace(pending.written, resource_version="", deleted=True)
+        else:
+            pending.live = live.metadata
+            if pending.written.resource_version is None:
+                version = live.metadata.resource_version
+                pending.written = replace(pending.written, resource_version=version)
+        if not self._behind(pending):
+            self._settle(pending)
 
     def _look(self) -> None:
-        """Look after what has waited for long; one timer for all, none while nothing waits."""
-        self._timer = None
+        """Each second while anything waits: look after what has waited for long."""
         now = self._clock.monotonic()
-        released: set[Owner] = set()
-        for pending in [p for writes in self._owners.values() for p in writes.values()]:
-            if now - pending.since >= GIVE_UP_SECONDS:
+        for pending in [p for writes in self._writes.values() for p in writes.values()]:
+            waited = now - pending.since
+            if waited >= GIVE_UP_SECONDS:
                 log.warning("gave up waiting for the cache", written=str(pending))
-                if pending.owner in self._callbacks:
-                    released.add(pending.owner)
-                self._settle(pending)
-            elif now - pending.since >= CHECK_SECONDS and not pending.is_late:
+                self._settle(pending, is_in_vain=True)
+            elif waited >= CHECK_SECONDS and not pending.is_late:
                 pending.is_late = True
                 log.warning("cache is late", written=str(pending))
-                self._check(pending)
-        for controller, _ in released:
-            metrics.STALE_CACHE_TIMEOUTS.labels(controller).inc()
-        waits = [p.due for writes in self._owners.values() for p in writes.values()]
-        if waits:
-            self._timer = self._clock.call_later(min(waits) - now, self._look)
-        else:
-            for tracked in self._kinds.values():
-                tracked.versions.clear()
-                tracked.others.clear()
+                self._checks.put_nowait(pending)
+        self._timer = self._clock.call_later(LOOK_SECONDS, self._look) if self._writes else None
 
 
-def _is_seen(informer: Informer[Any], pending: _Pending) -> bool:
-    stored = informer.lister.get(*pending.key)
-    if pending.is_delete:
-        return stored is None or pending.uid not in ("", stored.metadata.uid)
-    if pending.version is None:
-        return False
-    if not pending.version.isdecimal():
-        return True  # versions that cannot be compared: better an early run than none
-    if is_at_least(informer.resource_version, pending.version):
+def _shows(scope: Scope[Any], written: Written) -> bool:
+    """It has come as far as the write, or is of another namespace."""
+    if scope.namespace not in ("", written.namespace):
         return True
-    return stored is not None and is_at_least(stored.metadata.resource_version, pending.version)
+    if written.deleted:
+        stored = scope.store.get(written.namespace, written.name)
+        return stored is None or written.uid not in ("", stored.metadata.uid)
+    version = written.resource_version
+    if version is None or not version.isdecimal():
+        return version is not None  # what cannot be compared fails open
+    return is_at_least(scope.resource_version, version)

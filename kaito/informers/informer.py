@@ -1,20 +1,24 @@
-"""One kind's cache with its readers: a watcher in, a store inside, handlers out."""
+"""One kind's cache with its readers: watchers in, a store inside, handlers out."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar, cast
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast
 
 import structlog
 
 from kaito import metrics
-from kaito.api.meta import ApiObject, Key
+from kaito.api.meta import ApiObject, ObjectMeta
 from kaito.clock import Clock, time_limit
 from kaito.errors import SyncTimeout
-from kaito.informers.handlers import Change, Handler
+from kaito.informers import selectors
+from kaito.informers.handlers import Handler, Handlers, Registration
 from kaito.informers.lister import Lister
-from kaito.informers.store import IndexFunction, Store
+from kaito.informers.scope import Observer, Scope
+from kaito.informers.store import IndexFunction, Joined, Store
 from kaito.informers.watcher import Watcher
 from kaito.kube.client import KubeClient
 from kaito.kube.resources import Kind
@@ -22,25 +26,36 @@ from kaito.kube.resources import Kind
 log = structlog.get_logger()
 T = TypeVar("T", bound=ApiObject)
 
-SLOW_HANDLER_SECONDS = 0.001
-SLOW_HANDLER_QUIET_SECONDS = 60.0
+MIN_RESYNC_SECONDS: Final = 1.0
 
 
-class _Registration(Generic[T]):
-    """A handler while it is registered. ``handler`` None: removed, maybe in this very turn."""
+class Selection(TypedDict, total=False):
+    """What the server is asked for; see ``Informer``."""
 
-    def __init__(self, handler: Handler[T]) -> None:
-        self.handler: Handler[T] | None = handler
-        self.name = getattr(handler, "__qualname__", repr(handler))
-        self.slow_logged = float("-inf")
+    label_selector: str
+    field_selector: str
+    metadata_only: bool
+
+
+class Options(Selection, total=False):
+    """What an informer shows, and how; see ``Informer``."""
+
+    namespaces: tuple[str, ...]
+    optional: bool
+    indexes: Mapping[str, IndexFunction[Any]]
 
 
 class Informer(Generic[T]):
     """Keeps ``lister`` in step with the server and tells handlers of each change, in order.
 
+    ``namespaces``: only these, with a watch for each, so that rights there are enough; none: all.
     ``metadata_only``: the server sends metadata alone; the kind's decoder must make do with it.
     ``optional``: a kind whose CRD may be missing; it does not hold up ``wait_synced``.
     ``indexes``: name to a function from an object to the values it is found under.
+    ``on_relist``: called with the number of objects of each list but the first.
+
+    Raises:
+        ValueError: what was given as a selector is none.
     """
 
     def __init__(
@@ -49,230 +64,190 @@ class Informer(Generic[T]):
         kind: Kind[T],
         *,
         clock: Clock,
-        namespace: str = "",
-        label_selector: str = "",
-        field_selector: str = "",
-        metadata_only: bool = False,
+        namespaces: tuple[str, ...] = (),
         optional: bool = False,
         indexes: Mapping[str, IndexFunction[T]] | None = None,
+        on_relist: Callable[[int], None] = lambda _count: None,
+        **selection: Unpack[Selection],
     ) -> None:
         self.kind = kind
-        self.namespace = namespace
         self.optional = optional
+        self.labels = (kind.resource, "metadata" if selection.get("metadata_only") else "full")
+        self._label_terms = selectors.parse(selection.get("label_selector", ""))
+        self._field_terms = selectors.parse(selection.get("field_selector", ""))
         self._clock = clock
-        self._store: Store[T] = Store(indexes, on_index_error=self._index_failed)
-        self._registrations: tuple[_Registration[T], ...] = ()
-        self._observers: tuple[Callable[[Key | None], None], ...] = ()
-        self._settled = asyncio.Event()
-        self._watcher: Watcher[T] = Watcher(
-            client,
-            kind,
-            self,
-            clock=clock,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            metadata_only=metadata_only,
+        self._handlers: Handlers[T] = Handlers(self.labels, clock=clock)
+        self._group: asyncio.TaskGroup | None = None
+        self.scopes = tuple(
+            Scope(n, Store(indexes, on_index_error=self._index_failed), self._handlers, on_relist)
+            for n in dict.fromkeys(namespaces) or ("",)
         )
-        self._labels = (kind.resource, "metadata" if metadata_only else "full")
-        self._events = {
-            event: metrics.INFORMER_EVENTS.labels(*self._labels, event.lower())
-            for event in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
-        }
-        metrics.INFORMER_SYNCED.labels(*self._labels).set(0)
-        metrics.INFORMER_OBJECTS.labels(*self._labels).set_function(self._store.__len__)
-        metrics.INFORMER_LAST_EVENT_AGE.labels(*self._labels).set_function(self.staleness)
+        self._watchers = tuple(
+            Watcher(client, kind, scope, clock=clock, namespace=scope.namespace, **selection)
+            for scope in self.scopes
+        )
+        stores = {scope.namespace: scope.store for scope in self.scopes}
+        self.lister: Lister[T] = Joined(stores) if self.scopes[1:] else self.scopes[0].store
+        """The cache. Answers at any time, also before the first list and after a stop."""
+
+    def __len__(self) -> int:
+        return sum(len(scope.store) for scope in self.scopes)
 
     # Reading ------------------------------------------------------------------------------------
 
     @property
-    def lister(self) -> Lister[T]:
-        """The cache. Answers at any time, also before the first list and after a stop."""
-        return self._store
-
-    @property
     def resource_version(self) -> str:
-        """How far the cache is."""
-        return self._store.resource_version
+        """How far the cache is, all of it."""
+        return self.lister.resource_version
 
     @property
     def has_synced(self) -> bool:
         """The first complete list is in and handlers were told of it."""
-        return self._store.has_synced
+        return self.lister.has_synced
 
     @property
     def is_served(self) -> bool:
         """False while the server says it has no such kind (its CRD is missing)."""
-        return self._watcher.is_served
+        return all(watcher.is_served for watcher in self._watchers)
 
     @property
     def last_error(self) -> str | None:
         """Why list or watch last failed, None since it works again."""
-        return self._watcher.last_error
+        return next((w.last_error for w in self._watchers if w.last_error is not None), None)
+
+    @property
+    def is_selective(self) -> bool:
+        """It shows only what matches its selectors."""
+        return bool(self._label_terms or self._field_terms)
+
+    def selects(self, meta: ObjectMeta) -> bool:
+        """An object with such metadata is one it shows, as far as metadata can tell."""
+        fields = {"metadata.name": meta.name, "metadata.namespace": meta.namespace}
+        known = [term for term in self._field_terms if term.key in fields]
+        return selectors.match(self._label_terms, meta.labels) and selectors.match(known, fields)
 
     def staleness(self) -> float:
         """Seconds since a list or watch last brought a byte; attempts and refusals are none.
 
         Up to a minute is usual on a quiet kind, ten (a whole watch) on one without bookmarks.
         """
-        return self._clock.monotonic() - self._watcher.last_byte
+        return self._clock.monotonic() - min(watcher.last_byte for watcher in self._watchers)
+
+    @property
+    def idle_limit(self) -> float:
+        """Seconds of silence that end a watch: longer for kinds without bookmarks."""
+        return max(watcher.idle_limit for watcher in self._watchers)
 
     async def run(self) -> None:
         """Until cancelled; see ``Watcher.run``."""
-        await self._watcher.run()
+        try:
+            async with _first_failure() as self._group:
+                for registration in self._handlers.registrations:
+                    self._group.create_task(self._serve(registration))
+                for watcher in self._watchers:
+                    self._group.create_task(watcher.run())
+        finally:
+            self._group = None
 
     async def wait_synced(self) -> None:
         """Until ``has_synced``, or until an optional kind is known not to be served."""
-        await self._settled.wait()
+        for scope in self.scopes:
+            await (scope.answered if self.optional else scope.synced).wait()
+
+    async def reached(self, version: str, timeout: float) -> None:
+        """Until the cache is at this version or later.
+
+        Raises:
+            TimeoutError: it was not within ``timeout`` seconds.
+        """
+        async with time_limit(self._clock, timeout):
+            for scope in self.scopes:
+                await scope.reached(version)
 
     # Registering --------------------------------------------------------------------------------
 
     def add_index(self, name: str, function: IndexFunction[T]) -> None:
         """Register an index; see ``Store.add_index``."""
-        self._store.add_index(name, function)
+        for scope in self.scopes:
+            scope.store.add_index(name, function)
 
-    def add_handler(self, handler: Handler[T]) -> Callable[[], None]:
+    def add_handler(self, handler: Handler[T], *, resync: float = 0.0) -> Registration[T]:
         """Tell a handler of what is there (flagged initial) and of every change from now on.
 
-        A handler is called in the watch's own turn: it maps and enqueues. Returns its removal,
-        after which it is never called; calling that twice is harmless.
+        A handler is called in the watch's own turn: it maps and enqueues. ``resync``: seconds until
+        it alone hears of every object again, as an update from the same to the same; 0: never.
+
+        Raises:
+            ValueError: a resync more often than each second.
         """
-        registration = _Registration(handler)
-        # No await between replay and registration: nothing is lost or doubled at the seam (S8).
-        self._tell((registration,), [_present(obj) for obj in self._store.list()])
-        self._registrations = (*self._registrations, registration)
+        if resync and resync < MIN_RESYNC_SECONDS:
+            raise ValueError(f"a resync each {resync:g} s is too often: at least 1, or 0 for none")
+        registration = Registration(handler, self.lister, resync)
+        self._handlers.add(registration)
+        steps = self._handlers.replay(registration)
+        if self._group is None:
+            deque(steps, maxlen=0)
+        elif self._handlers.piece(steps) or resync:
+            self._group.create_task(self._serve(registration))
+        return registration
 
-        def remove() -> None:
-            registration.handler = None
-            self._registrations = tuple(r for r in self._registrations if r is not registration)
+    def remove_handler(self, registration: Registration[T]) -> None:
+        """Never call it again. Harmless when it was removed before, or is another informer's."""
+        self._handlers.remove(registration)
 
-        return remove
-
-    def add_observer(self, observer: Callable[[Key | None], None]) -> None:
+    def add_observer(self, observer: Observer) -> None:
         """Call after every step of the cache: with the changed key, None for a bookmark or list."""
-        self._observers = (*self._observers, observer)
+        for scope in self.scopes:
+            scope.observe(observer)
 
-    # The watcher's sink -------------------------------------------------------------------------
-
-    def apply(self, event: str, obj: T) -> None:
-        """One object changed."""
-        store = self._store
-        key = obj.metadata.key
-        changes = store.remove(key, obj) if event == "DELETED" else store.apply(obj)
-        store.advance(obj.metadata.resource_version)
-        self._events[event].inc()
-        self._tell(self._registrations, changes)
-        for observe in self._observers:
-            observe(key)
-
-    def drop(self, key: Key, resource_version: str) -> None:
-        """An object is gone, or is in a state that nobody here can read: not what we have."""
-        changes = self._store.remove(key)
-        self._store.advance(resource_version)
-        self._tell(self._registrations, changes)
-        for observe in self._observers:
-            observe(key)
-
-    def bookmark(self, resource_version: str) -> None:
-        """Nothing changed up to here."""
-        self._store.advance(resource_version)
-        self._events["BOOKMARK"].inc()
-        for observe in self._observers:
-            observe(None)
-
-    def replace(self, objects: Mapping[Key, T], resource_version: str) -> None:
-        """A complete list: one step for readers, then the handlers."""
-        changes: Iterable[Change[T]] = self._store.replace(objects, resource_version)
-        if not self._store.has_synced:
-            changes = [_present(change.obj) for change in changes]
-        self._tell(self._registrations, changes)
-        self._store.has_synced = True
-        self._settled.set()
-        metrics.INFORMER_SYNCED.labels(*self._labels).set(1)
-        for observe in self._observers:
-            observe(None)
-
-    def not_served(self) -> None:
-        """The kind is gone: so are its objects, and handlers hear of it."""
-        if len(self._store):
-            self._tell(self._registrations, self._store.replace({}, ""))
-        self._store.resource_version = ""
-        if self.optional:
-            self._settled.set()
-        for observe in self._observers:
-            observe(None)
-
-    def _tell(
-        self, registrations: tuple[_Registration[T], ...], changes: Iterable[Change[T]]
-    ) -> None:
-        monotonic = self._clock.monotonic
-        for change in changes:
-            for registration in registrations:
-                handler = registration.handler
-                if handler is None:
-                    continue
-                began = monotonic()
-                try:
-                    handler(change)
-                except Exception:
-                    metrics.INFORMER_HANDLER_ERRORS.labels(*self._labels).inc()
-                    log.exception("handler failed", handler=registration.name, kind=str(self.kind))
-                if monotonic() - began > SLOW_HANDLER_SECONDS:
-                    self._warn_slow(registration, monotonic() - began)
-
-    def _warn_slow(self, registration: _Registration[T], seconds: float) -> None:
-        now = self._clock.monotonic()
-        if now - registration.slow_logged >= SLOW_HANDLER_QUIET_SECONDS:
-            registration.slow_logged = now
-            log.warning("slow handler", handler=registration.name, seconds=seconds)
+    async def _serve(self, registration: Registration[T]) -> None:
+        """Tell a handler the rest of what it is behind with; then, where asked to, all again."""
+        await self._handlers.in_pieces(self._handlers.replay(registration))
+        while registration.resync_seconds and registration in self._handlers.registrations:
+            await self._clock.sleep(registration.resync_seconds)
+            async with self._handlers.telling:
+                await self._handlers.in_pieces(self._handlers.resync(registration))
 
     def _index_failed(self, index: str, err: Exception) -> None:
-        metrics.INFORMER_SKIPPED.labels(*self._labels, "index").inc()
+        metrics.INFORMER_SKIPPED.labels(*self.labels, "index").inc()
         log.error("index function failed", kind=str(self.kind), index=index, error=repr(err))
 
 
 class InformerSet:
-    """One informer per kind, representation, namespace and selectors, however many share it."""
+    """One informer per kind, representation, namespaces and selectors, however many share it.
 
-    def __init__(self, client: KubeClient, *, clock: Clock) -> None:
+    ``on_relist``: called with the number of objects of each list but an informer's first.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        clock: Clock,
+        on_relist: Callable[[int], None] = lambda _count: None,
+    ) -> None:
         self._client = client
         self._clock = clock
+        self._on_relist = on_relist
         self._informers: dict[tuple[object, ...], Informer[Any]] = {}
         self._group: asyncio.TaskGroup | None = None
 
-    def informer(
-        self,
-        kind: Kind[T],
-        *,
-        namespace: str = "",
-        label_selector: str = "",
-        field_selector: str = "",
-        metadata_only: bool = False,
-        optional: bool = False,
-        indexes: Mapping[str, IndexFunction[T]] | None = None,
-    ) -> Informer[T]:
+    def informer(self, kind: Kind[T], **options: Unpack[Options]) -> Informer[T]:
         """Get or create. One that is there gets the indexes, and is optional only if all agree."""
-        identity = (kind, namespace, label_selector, field_selector, metadata_only)
+        options["namespaces"] = tuple(sorted(set(options.get("namespaces", ()))))
+        wanted = ("namespaces", "label_selector", "field_selector", "metadata_only")
+        identity = (kind, *(options.get(name) or None for name in wanted))
         known = self._informers.get(identity)
         if known is not None:
-            known.optional = known.optional and optional
-            for name, function in (indexes or {}).items():
+            known.optional = known.optional and options.get("optional", False)
+            for name, function in options.get("indexes", {}).items():
                 known.add_index(name, function)
             return cast(Informer[T], known)
-        made = Informer(
-            self._client,
-            kind,
-            clock=self._clock,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            metadata_only=metadata_only,
-            optional=optional,
-            indexes=indexes,
-        )
+        made = Informer(self._client, kind, clock=self._clock, on_relist=self._on_relist, **options)
         self._informers[identity] = made
+        self._export(made.labels)
         if self._group is not None:
-            self._group.create_task(_watch_for_ever(made))
+            self._group.create_task(made.run())
         return made
 
     def __iter__(self) -> Iterator[Informer[Any]]:
@@ -296,13 +271,10 @@ class InformerSet:
             InvalidRequest: the server refuses a field selector.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                for informer in self._informers.values():
-                    group.create_task(_watch_for_ever(informer))
+            async with _first_failure() as self._group:
+                for informer in self:
+                    self._group.create_task(informer.run())
                 await asyncio.Event().wait()
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # one fails, and with it all end
         finally:
             self._group = None
 
@@ -321,11 +293,22 @@ class InformerSet:
             causes = "; ".join(f"{i.kind}: {i.last_error or 'no answer yet'}" for i in late)
             raise SyncTimeout(f"caches not synced after {timeout:g} s: {causes}") from err
 
+    def _export(self, labels: tuple[str, str]) -> None:
+        """Gauges of all that share these labels: informers that differ in what they select."""
+        alike = tuple(i for i in self if i.labels == labels)
+        for gauge, value in (
+            (metrics.INFORMER_OBJECTS, lambda: sum(map(len, alike))),
+            (metrics.INFORMER_SYNCED, lambda: float(all(i.has_synced for i in alike))),
+            (metrics.INFORMER_LAST_EVENT_AGE, lambda: max(i.staleness() for i in alike)),
+        ):
+            gauge.labels(*labels).set_function(value)
 
-def _present(obj: T) -> Change[T]:
-    return Change(None, obj, initial=True, relisted=True)
 
-
-async def _watch_for_ever(informer: Informer[Any]) -> None:
-    await informer.run()
-    raise RuntimeError(f"the informer of {informer.kind} ended by itself")  # facts P4
+@asynccontextmanager
+async def _first_failure() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group in which one fails and with it all end; bare, for whoever tells KaitoErrors apart."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None

@@ -29,8 +29,14 @@ class Lister(Protocol[T_co]):
         """One object; ``namespace`` is empty for cluster-scoped kinds."""
         ...
 
-    def list(self, namespace: str | None = None) -> tuple[T_co, ...]:
-        """All objects, or those of one namespace (found without a scan)."""
+    def list(self, namespace: str | None = None, *, selector: str = "") -> tuple[T_co, ...]:
+        """All objects, or those of one namespace (found without a scan).
+
+        ``selector``: only those with such labels, in kubectl's words (``app=web,!canary``); scans.
+
+        Raises:
+            ValueError: not a selector.
+        """
         ...
 
     def by_index(self, index: str, value: str) -> tuple[T_co, ...]:

@@ -15,25 +15,24 @@ Predicate = Callable[[Change[ApiObject]], bool]
 
 
 def generation_changed(change: Change[ApiObject]) -> bool:
-    """The spec changed, or deletion began: status and label writes leave the generation alone."""
-    if change.old is None or change.new is None:
-        return True
-    return change.old.metadata.generation != change.new.metadata.generation
+    """The spec changed, or deletion began: status and label writes leave the generation alone.
+
+    Another uid is another object, whose generation may be the same.
+    """
+    return _differ(change, "uid", "generation")
 
 
 def deletion_started(change: Change[ApiObject]) -> bool:
-    """The object was added in deletion, turned to it, or is gone."""
-    if change.new is None:
+    """The object was added in deletion, turned to it, is gone, or is another one (by uid)."""
+    old, new = change.old, change.new
+    if new is None or (old is not None and old.metadata.uid != new.metadata.uid):
         return True
-    was_deleting = change.old is not None and change.old.metadata.is_deleting
-    return change.new.metadata.is_deleting and not was_deleting
+    return new.metadata.is_deleting and not (old is not None and old.metadata.is_deleting)
 
 
 def resource_version_changed(change: Change[ApiObject]) -> bool:
     """Anything changed at all; false for a resync and for an event delivered twice."""
-    if change.old is None or change.new is None:
-        return True
-    return change.old.metadata.resource_version != change.new.metadata.resource_version
+    return _differ(change, "uid", "resource_version")
 
 
 def any_of(*predicates: Predicate) -> Predicate:
@@ -49,3 +48,10 @@ def all_of(*predicates: Predicate) -> Predicate:
 def negate(predicate: Predicate) -> Predicate:
     """True if it does not hold."""
     return lambda change: not predicate(change)
+
+
+def _differ(change: Change[ApiObject], *fields: str) -> bool:
+    if change.old is None or change.new is None:
+        return True
+    old, new = change.old.metadata, change.new.metadata
+    return any(getattr(old, name) != getattr(new, name) for name in fields)

@@ -7,31 +7,31 @@ retry beyond the transport's, no schedule: those are the informers' and the work
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from kaito.api.meta import ApiObject, Key
 from kaito.clock import Clock
-from kaito.errors import ApiError, Expired, InvalidRequest, KindNotServed, NotFound
-from kaito.kube import replies, requests
+from kaito.errors import ApiError, InvalidRequest, NotFound
+from kaito.kube import errors, replies, requests
 from kaito.kube.config import ClusterConfig
-from kaito.kube.errors import error_for
 from kaito.kube.replies import RawPage, Reply, read
 from kaito.kube.requests import Request, encode
 from kaito.kube.resources import Kind
-from kaito.kube.transport import Transport
+from kaito.kube.transport import Fence, Transport
 
 log = structlog.get_logger()
 
 T = TypeVar("T", bound=ApiObject)
 
-PAGE_SIZE: Final = 500
+_BARE: Final = b'{"metadata":'
 Query = Mapping[str, str]
+Body = Mapping[str, Any]
+Patch = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class KubeClient:
             reply = await self._call(request, kind)
         except NotFound:
             return None
-        return read(kind.decode, reply.body, str(request))
+        return read(kind.decode, reply.body, request)
 
     async def list(
         self,
@@ -91,28 +91,28 @@ class KubeClient:
         label_selector: str = "",
         field_selector: str = "",
     ) -> tuple[T, ...]:
-        """All objects as they are now, of one moment. What is watched has a lister instead."""
+        """All objects as they are now, in one answer. What is watched has a lister instead."""
         selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
         query = {name: value for name, value in selectors.items() if value}
-        try:
-            raw = await self._all_pages(kind, namespace, query)
-        except Expired:  # the moment that the pages show is gone: one whole list then
-            raw = (await self.list_page(kind, namespace=namespace, query=query)).items
-        what = f"list of {kind}"
-        return tuple(read(kind.decode, item, what) for item in raw)
+        page = await self.list_page(kind, namespace=namespace, query=query)
+        # Items of built-in kinds do not say what they are.
+        head = f'{{"kind":"{kind.kind}","apiVersion":"{kind.api_version}",'.encode()
+        return tuple(
+            read(
+                kind.decode, head + item[1:] if item.startswith(_BARE) else item, f"list of {kind}"
+            )
+            for item in page.items
+        )
 
     async def list_page(
         self, kind: Kind[Any], *, namespace: str, query: Query, metadata_only: bool = False
     ) -> RawPage:
         """One page, undecoded. ``query``: selectors, limit, continue, resourceVersion."""
-        request = Request(
-            "GET",
-            requests.collection_path(kind, namespace),
-            tuple(query.items()),
-            accept=requests.METADATA_LIST if metadata_only else requests.JSON,
-        )
+        path = requests.collection_path(kind, namespace)
+        accept = requests.METADATA_LIST if metadata_only else requests.JSON
+        request = Request("GET", path, tuple(query.items()), accept=accept)
         reply = await self._call(request, kind)
-        return read(replies.raw_page, reply.body, str(request))
+        return await replies.page(reply.body, request)
 
     def watch(
         self,
@@ -128,31 +128,19 @@ class KubeClient:
         ``query``: selectors, resourceVersion, timeoutSeconds and the like, without ``watch``.
         ``idle_seconds``: silence that counts as a cut.
         """
-        request = Request(
-            "GET",
-            requests.collection_path(kind, namespace),
-            (("watch", "1"), *query.items()),
-            accept=requests.METADATA if metadata_only else requests.JSON,
-        )
+        path = requests.collection_path(kind, namespace)
+        accept = requests.METADATA if metadata_only else requests.JSON
+        request = Request("GET", path, (("watch", "1"), *query.items()), accept=accept)
         return self._transport.stream(request, sock_read=idle_seconds)
 
     async def server_version(self) -> tuple[int, int]:
         """Major and minor version of the API server."""
         request = Request("GET", "/version")
-        return read(replies.version, (await self._call(request)).body, str(request))
-
-    async def is_served(self, kind: Kind[Any]) -> bool:
-        """Whether the kind exists there now, by discovery: needs no right to the kind itself."""
-        request = Request("GET", requests.version_path(kind))
-        try:
-            reply = await self._call(request)
-        except KindNotServed:
-            return False
-        return kind.plural in read(replies.served, reply.body, str(request))
+        return read(replies.version, (await self._call(request)).body, request)
 
     # Writing ------------------------------------------------------------------------------------
 
-    async def create(self, kind: Kind[T], manifest: Mapping[str, Any]) -> T:
+    async def create(self, kind: Kind[T], manifest: Body) -> T:
         """POST. A name that is in use is an answer, and whose it is a live read tells.
 
         Raises:
@@ -160,13 +148,13 @@ class KubeClient:
             NamespaceMissing, NamespaceTerminating: there can be none now.
         """
         key = _key(manifest)
-        path = requests.collection_path(kind, key[0])
-        return await self._write(kind, key, Request("POST", path, body=encode(manifest)))
+        request = Request("POST", requests.collection_path(kind, key[0]), body=encode(manifest))
+        return await self._write(kind, key, request)
 
     async def apply(
         self,
         kind: Kind[T],
-        manifest: Mapping[str, Any],
+        manifest: Body,
         *,
         field_manager: str,
         uid: str | None = None,
@@ -183,24 +171,14 @@ class KubeClient:
         key = _key(manifest)
         if uid is not None:
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
-        request = Request(
-            "PATCH",
-            requests.object_path(kind, *key),
-            (("fieldManager", field_manager), ("force", "true" if force else "false")),
-            encode(manifest),
-            requests.APPLY_PATCH,
-            repeatable=True,
-        )
+        path = requests.object_path(kind, *key)
+        query = (("fieldManager", field_manager), ("force", "true" if force else "false"))
+        body, content_type = encode(manifest), requests.APPLY_PATCH
+        request = Request("PATCH", path, query, body, content_type, repeatable=True)
         return await self._write(kind, key, request, based_on=_version(manifest))
 
     async def merge_patch(
-        self,
-        kind: Kind[T],
-        namespace: str,
-        name: str,
-        body: Mapping[str, Any],
-        *,
-        subresource: str = "",
+        self, kind: Kind[T], namespace: str, name: str, body: Body, *, subresource: str = ""
     ) -> T:
         """JSON merge patch; lists are replaced whole, null removes.
 
@@ -213,13 +191,7 @@ class KubeClient:
         return await self._write(kind, (namespace, name), request, based_on=_version(body))
 
     async def json_patch(
-        self,
-        kind: Kind[T],
-        namespace: str,
-        name: str,
-        operations: Sequence[Mapping[str, Any]],
-        *,
-        subresource: str = "",
+        self, kind: Kind[T], namespace: str, name: str, operations: Patch, *, subresource: str = ""
     ) -> T:
         """JSON Patch: all operations or none.
 
@@ -231,8 +203,10 @@ class KubeClient:
         request = Request("PATCH", path, body=encode(operations), content_type=requests.JSON_PATCH)
         return await self._write(kind, (namespace, name), request)
 
-    async def replace(self, kind: Kind[T], manifest: Mapping[str, Any]) -> T:
+    async def replace(self, kind: Kind[T], manifest: dict[str, Any]) -> T:
         """PUT the whole object. Without a resourceVersion some kinds would overwrite silently.
+
+        A dict, as caches hold none: what they hold is a part, and a PUT would cut the rest off.
 
         Raises:
             InvalidRequest: it carries no resourceVersion.
@@ -260,38 +234,32 @@ class KubeClient:
         Raises:
             Conflict: another object than ``uid`` has the name.
         """
-        body: dict[str, Any] = {
+        options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "propagationPolicy": propagation,
+            "preconditions": {"uid": uid} if uid is not None else None,
+            "gracePeriodSeconds": grace_period_seconds,
         }
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
-        if grace_period_seconds is not None:
-            body["gracePeriodSeconds"] = grace_period_seconds
-        request = Request(
-            "DELETE",
-            requests.object_path(kind, namespace, name),
-            body=encode(body),
-            repeatable=uid is not None,
-        )
-        key = (namespace, name)
+        body = encode({name: value for name, value in options.items() if value is not None})
+        path = requests.object_path(kind, namespace, name)
+        request = Request("DELETE", path, body=body, repeatable=uid is not None)
         try:
-            with self._uncertain(kind, key):
-                reply = await self._call(request, kind)
-                deletion = read(replies.deletion, reply.body, str(request))
-                if not deletion.is_waiting:
-                    gone = deletion.uid or uid or ""
-                    self._report(Written(kind, *key, gone, "", deleted=True))
-                    return None
-                obj = read(kind.decode, reply.body, str(request))
-        except NotFound:
-            return None
-        self._report_object(kind, obj)
+            reply = await self._call(request, kind)
+            gone, waits = read(replies.deletion, reply.body, request)
+            obj = read(kind.decode, reply.body, request) if waits else None
+        except (asyncio.CancelledError, ApiError) as err:
+            self._report_uncertain(kind, (namespace, name), err)
+            if isinstance(err, NotFound):
+                return None
+            raise
+        version = obj.metadata.resource_version if obj is not None else ""
+        written = Written(kind, namespace, name, gone or uid or "", version, deleted=obj is None)
+        self._report(written)
         return obj
 
     async def create_subresource(
-        self, kind: Kind[Any], namespace: str, name: str, subresource: str, body: Mapping[str, Any]
+        self, kind: Kind[Any], namespace: str, name: str, subresource: str, body: Body
     ) -> None:
         """POST to a subresource that answers with a Status: ``binding``, ``eviction``.
 
@@ -303,62 +271,37 @@ class KubeClient:
 
     # Inside -------------------------------------------------------------------------------------
 
-    async def _all_pages(self, kind: Kind[Any], namespace: str, query: Query) -> Sequence[bytes]:
-        items: list[bytes] = []
-        token = ""
-        while True:
-            page = await self.list_page(
-                kind,
-                namespace=namespace,
-                query={**query, "limit": str(PAGE_SIZE), **({"continue": token} if token else {})},
-            )
-            items += page.items
-            if not (token := page.continue_token):
-                return items
-
     async def _write(self, kind: Kind[T], key: Key, request: Request, *, based_on: str = "") -> T:
-        with self._uncertain(kind, key):
+        try:
             reply = await self._call(request, kind)
-            obj = read(kind.decode, reply.body, str(request))
+            obj = read(kind.decode, reply.body, request)
+        except (asyncio.CancelledError, ApiError) as err:
+            self._report_uncertain(kind, key, err)
+            raise
+        meta = obj.metadata
         # A write that changes nothing answers with the version there is, whoever made that.
-        is_change = based_on not in ("", obj.metadata.resource_version)
-        is_made = reply.status == HTTPStatus.CREATED
-        self._report_object(kind, obj, exclusive=is_made or is_change)
+        exclusive = reply.status == 201 or based_on not in ("", meta.resource_version)
+        self._report(Written(kind, *meta.key, meta.uid, meta.resource_version, exclusive=exclusive))
         return obj
 
     async def _call(self, request: Request, kind: Kind[Any] | None = None) -> Reply:
         reply = await self._transport.request(request)
         if 200 <= reply.status < 300:
             return reply
-        error = error_for(
+        error = errors.error_for(
             reply,
             what=str(request),
             resource=kind.plural if kind else "",
             is_json_patch=request.content_type == requests.JSON_PATCH,
         )
         error.may_be_done = error.may_be_done or reply.may_be_second
-        log.debug(
-            "api server refused",
-            request=str(request),
-            status=reply.status,
-            reason=error.reason,
-            audit_id=reply.headers.get("Audit-Id", ""),
-        )
+        log.debug("api server refused", error=str(error), audit=reply.headers.get("Audit-Id"))
         raise error
 
-    @contextmanager
-    def _uncertain(self, kind: Kind[Any], key: Key) -> Iterator[None]:
-        """Report a write whose outcome nobody knows: no answer, half of one, or one by a proxy."""
-        try:
-            yield
-        except (asyncio.CancelledError, ApiError) as err:
-            if not isinstance(err, ApiError) or err.may_be_done:
-                self._report(Written(kind, *key, uid="", resource_version=None))
-            raise
-
-    def _report_object(self, kind: Kind[Any], obj: ApiObject, *, exclusive: bool = False) -> None:
-        meta = obj.metadata
-        self._report(Written(kind, *meta.key, meta.uid, meta.resource_version, exclusive=exclusive))
+    def _report_uncertain(self, kind: Kind[Any], key: Key, err: BaseException) -> None:
+        """A write whose outcome nobody knows: no answer, half of one, or one by a proxy."""
+        if not isinstance(err, ApiError) or err.may_be_done:
+            self._report(Written(kind, *key, uid="", resource_version=None))
 
     def _report(self, written: Written) -> None:
         if self.on_written is not None:
@@ -366,14 +309,21 @@ class KubeClient:
 
 
 async def connect(
-    config: ClusterConfig, *, clock: Clock, component: str, fence: Callable[[], float] | None = None
+    config: ClusterConfig,
+    *,
+    clock: Clock,
+    component: str,
+    fence: Fence | None = None,
+    reserve: Callable[[], float] | None = None,
 ) -> KubeClient:
     """A client whose certificates and token have been read. Nothing was asked of the server yet.
+
+    The arguments are the Transport's.
 
     Raises:
         InvalidSettings: one of them cannot be used; names the file.
     """
-    transport = Transport(config, clock=clock, component=component, fence=fence)
+    transport = Transport(config, clock=clock, component=component, fence=fence, reserve=reserve)
     try:
         await transport.prepare()
     except BaseException:
@@ -382,12 +332,12 @@ async def connect(
     return KubeClient(transport)
 
 
-def _key(manifest: Mapping[str, Any]) -> Key:
+def _key(manifest: Body) -> Key:
     metadata = manifest["metadata"]
     return metadata.get("namespace", ""), metadata.get("name", "")
 
 
-def _version(body: Mapping[str, Any]) -> str:
+def _version(body: Body) -> str:
     """The resourceVersion on whose condition the body is sent; empty: on none."""
     version: str = body.get("metadata", {}).get("resourceVersion", "")
     return version

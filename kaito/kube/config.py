@@ -1,53 +1,26 @@
 """How the API server is reached and what we say who we are.
 
-Inside a cluster: the service account's folder, read by hand. Elsewhere: kubeconfig files, read by
-kubernetes_asyncio, whose import (66 MB) is paid on that path alone. No request is made here.
+Inside a cluster: the service account's folder, read by hand. Elsewhere: kubeconfig files, merged
+and read by kubernetes_asyncio, whose import (66 MB) is paid on that path alone; its plugins are
+ours (``tokens.py``). No request is made here, but by OIDC.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
-import logging
-import math
 import os
 import ssl
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 from kaito.errors import InvalidSettings
+from kaito.kube.tokens import LIMIT_SECONDS, FileToken, Token, TokenSource, plugin
 
-_FILE_SECONDS: Final = 60.0
-_PLUGIN_SECONDS: Final = 30.0
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Token:
-    """A value of the Authorization header, and how long it may be used without another look.
-
-    ``max_age``: seconds since it was read. ``expires``: seconds since the epoch, when known.
-    """
-
-    authorization: str
-    max_age: float = math.inf
-    expires: float = math.inf
-
-
-class TokenSource(Protocol):
-    """Where tokens come from."""
-
-    async def read(self) -> Token:
-        """Read it anew.
-
-        Raises:
-            InvalidSettings: it cannot be read; names the file or plugin.
-        """
-        ...
+# What the loader meets in a file that is none, or has a list where a mapping should be.
+_UNUSABLE = (OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,44 +41,24 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class FileToken:
-    """A bearer token in a file that someone else renews."""
-
-    path: Path
-
-    async def read(self) -> Token:
-        """See TokenSource."""
-        try:
-            text = await asyncio.to_thread(self.path.read_text)
-        except (OSError, ValueError) as err:
-            raise InvalidSettings(f"cannot read the token file {self.path}: {err}") from err
-        if not (token := text.strip()):
-            raise InvalidSettings(f"the token file {self.path} is empty")
-        return Token(f"Bearer {token}", max_age=_FILE_SECONDS)
-
-
-@dataclass(frozen=True, slots=True)
 class KubeconfigToken:
-    """What a kubeconfig's user says: a token, a token file, a password, a plugin, OIDC."""
+    """What a kubeconfig's user says: a token, a password, OIDC."""
 
     path: Path | None
 
     async def read(self) -> Token:
         """See TokenSource."""
-        _, token = await _load(self.path)
-        if token is None:
+        _, authorization = await _load(self.path)
+        if not authorization:
             raise InvalidSettings(f"{_named(self.path)} has no token any more")
-        return token
+        return Token(authorization)
 
 
 def in_cluster(*, folder: Path, host: str, port: str) -> ClusterConfig:
     """As a pod: ``folder`` is its service account's mount, host and port its environment's."""
     address = f"[{host}]" if ":" in host else host
-    return ClusterConfig(
-        host=f"https://{address}:{port}",
-        ca_file=folder / "ca.crt",
-        token=FileToken(folder / "token"),
-    )
+    url, token = f"https://{address}:{port}", FileToken(folder / "token")
+    return ClusterConfig(url, ca_file=folder / "ca.crt", token=token)
 
 
 async def from_kubeconfig(path: Path | None) -> ClusterConfig:
@@ -114,8 +67,7 @@ async def from_kubeconfig(path: Path | None) -> ClusterConfig:
     Raises:
         InvalidSettings: it cannot be read or used; names the file.
     """
-    config, _ = await _load(path)
-    return config
+    return (await _load(path))[0]
 
 
 def tls_files(config: ClusterConfig) -> tuple[object, ...]:
@@ -124,16 +76,17 @@ def tls_files(config: ClusterConfig) -> tuple[object, ...]:
     Raises:
         InvalidSettings: one is missing; names it.
     """
-    paths = (config.ca_file, config.cert_file, config.key_file)
     try:
-        stats = [path.stat() for path in paths if path]
+        stats = [f.stat() for f in (config.ca_file, config.cert_file, config.key_file) if f]
     except OSError as err:
         raise InvalidSettings(f"cannot read the certificate {err.filename}: {err}") from err
     return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats)
 
 
-def tls_context(config: ClusterConfig) -> ssl.SSLContext:
+def tls_context(config: ClusterConfig, certificate: bytes = b"") -> ssl.SSLContext:
     """Reads files, and takes 25 ms with the system's CA bundle: call it in a thread.
+
+    ``certificate``: a client certificate and its key, in place of the config's.
 
     Raises:
         InvalidSettings: a CA or client certificate cannot be used; names the files.
@@ -143,117 +96,97 @@ def tls_context(config: ClusterConfig) -> ssl.SSLContext:
         if not config.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if config.cert_file is not None:
+        if certificate:
+            with _in_memory(certificate) as file:
+                context.load_cert_chain(_path_of(file.fileno()))
+        elif config.cert_file is not None:
             context.load_cert_chain(config.cert_file, config.key_file)
     except OSError as err:  # ssl.SSLError is one
         files = [str(f) for f in (config.ca_file, config.cert_file, config.key_file) if f]
+        files += ["the credential plugin's"] if certificate else []
         raise InvalidSettings(f"cannot use the certificates {', '.join(files)}: {err}") from err
     return context
 
 
-async def _load(path: Path | None) -> tuple[ClusterConfig, Token | None]:
-    try:
-        return await _in_own_thread(lambda: _load_blocking(path))
-    except TimeoutError as err:
-        raise InvalidSettings(
-            f"{_named(path)}: its credential plugin gave no answer in {_PLUGIN_SECONDS:.0f} s"
-        ) from err
+async def _load(path: Path | None) -> tuple[ClusterConfig, str]:
+    # A loop of its own, as all but OIDC is done by blocking.
+    return await asyncio.to_thread(lambda: asyncio.run(_read(path)))
 
 
-async def _in_own_thread(function: Callable[[], R]) -> R:
-    """Not to_thread: a plugin that hangs would hold a place of the pool that DNS needs too."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="kubeconfig")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(executor, function)
-    finally:
-        executor.shutdown(wait=False)
-
-
-def _load_blocking(path: Path | None) -> tuple[ClusterConfig, Token | None]:
+async def _read(path: Path | None) -> tuple[ClusterConfig, str]:
+    """What the files say, and the Authorization header when they, or OIDC, say that too."""
     import yaml
-    from kubernetes_asyncio import config as kubeconfig
     from kubernetes_asyncio.client import Configuration
-    from kubernetes_asyncio.config.kube_config import _cleanup_temp_files, _temp_files
-
-    # It logs what a failed plugin wrote, and what is raised here anyway.
-    logging.getLogger("kubernetes_asyncio.config.kube_config").setLevel(logging.CRITICAL)
-    found = Configuration()
-
-    async def load() -> object:
-        async with asyncio.timeout(_PLUGIN_SECONDS):
-            return await kubeconfig.load_kube_config(
-                config_file=None if path is None else str(path),
-                client_configuration=found,
-                persist_config=False,
-            )
+    from kubernetes_asyncio.config import ConfigException, kube_config
 
     try:
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            loader = runner.run(load())
-    except TimeoutError:
-        raise
-    except (
-        kubeconfig.ConfigException,
-        yaml.YAMLError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,  # a list where a mapping should be
-        AttributeError,
-        AssertionError,
-    ) as err:
-        raise InvalidSettings(f"cannot use {_named(path)}: {_redacted(err)}") from err
-    authorization = found.api_key.get("BearerToken")
-    inline = set(_temp_files.values())
-    ca_file, cert_file, key_file = (
-        _in_memory(name) if name in inline else _path(name)
-        for name in (found.ssl_ca_cert, found.cert_file, found.key_file)
-    )
-    _cleanup_temp_files()  # at exit is too late: a killed process would leave its key on the disk
+        merged = kube_config.KubeConfigMerger(str(path or kube_config.KUBE_CONFIG_DEFAULT_LOCATION))
+        _choose_context(merged)
+        loader: Any = kube_config.KubeConfigLoader(merged.config, config_base_path=None)
+        user, cluster = loader._user, loader._cluster
+        # Taken out first: the loader would run the one and write the others to the disk.
+        program = user.value.pop("exec", None) if user else None
+        _keep_in_memory(cluster, "certificate-authority")
+        _keep_in_memory(user, "client-certificate")
+        _keep_in_memory(user, "client-key")
+        found = Configuration()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await loader.load_and_set(found)
+        ca_file, cert_file, key_file = (
+            Path(name) if name else None
+            for name in (found.ssl_ca_cert, found.cert_file, found.key_file)
+        )
+        authorization: str = found.api_key.get("BearerToken", "").strip()
+        token: TokenSource | None = KubeconfigToken(path) if authorization else None
+        if program is not None:
+            ca = ca_file.read_bytes() if ca_file else b""
+            token = plugin(program, cluster.value, ca=ca, folder=_folder(user))
+        elif token and "tokenFile" in user and "token" not in user:
+            token = FileToken(_folder(user) / user["tokenFile"])
+    except TimeoutError as err:
+        raise InvalidSettings(f"{_named(path)}: no token in {LIMIT_SECONDS:.0f} s") from err
+    except (ConfigException, yaml.YAMLError, *_UNUSABLE) as err:
+        raise InvalidSettings(f"cannot use {_named(path)}: {err}") from err
+    host, verify = str(found.host).rstrip("/"), bool(found.verify_ssl)
     config = ClusterConfig(
-        host=str(found.host).rstrip("/"),
-        ca_file=ca_file,
-        cert_file=cert_file,
-        key_file=key_file,
-        token=KubeconfigToken(path) if authorization else None,
-        verify=bool(found.verify_ssl),
-        server_name=found.tls_server_name,
-        proxy=found.proxy,
+        host, ca_file, cert_file, key_file, token, verify, found.tls_server_name, found.proxy
     )
-    return config, _token(authorization, loader) if authorization else None
+    return config, authorization
 
 
-def _redacted(err: Exception) -> str:
-    """Without what a credential plugin wrote, which may be anything."""
-    text = str(err)
-    return text.partition(". ")[0] if text.startswith("exec: ") else text
+def _choose_context(merged: Any) -> None:
+    """As kubectl: that of the first file that has one. The merger lets the last win."""
+    for content in merged.config_files.values():
+        if current := content.get("current-context"):
+            merged.config.value["current-context"] = current
+            return
 
 
-def _token(authorization: str, loader: object) -> Token:
-    """The loader keeps the kubeconfig's user, and a plugin's expiry, to itself."""
-    user = getattr(getattr(loader, "_user", None), "value", {})
-    expiry = getattr(loader, "exec_plugin_expiry", None)
-    return Token(
-        authorization.strip(),
-        max_age=_FILE_SECONDS if "tokenFile" in user and "token" not in user else math.inf,
-        expires=math.inf if expiry is None else expiry.timestamp(),
-    )
+def _keep_in_memory(node: Any, name: str) -> None:
+    if node and (data := node.value.pop(f"{name}-data", None)):
+        node.value[name] = str(_kept(base64.standard_b64decode(data)))
+
+
+def _in_memory(content: bytes) -> BinaryIO:
+    """A file without a name, gone when closed or with the process: ssl reads keys from files."""
+    file = os.fdopen(os.memfd_create("credentials"), "wb", buffering=0)
+    file.write(content)
+    return file
 
 
 @functools.cache
-def _memory_file(content: bytes) -> Path:
-    """A file without a name, which ends with the process: ssl reads keys from files only."""
-    handle = os.memfd_create("kubeconfig")
-    os.write(handle, content)
+def _kept(content: bytes) -> Path:
+    """One for each content, open for as long as the process lives."""
+    with _in_memory(content) as file:
+        return _path_of(os.dup(file.fileno()))
+
+
+def _path_of(handle: int) -> Path:
     return Path(f"/proc/self/fd/{handle}")
 
 
-def _in_memory(name: str) -> Path:
-    return _memory_file(Path(name).read_bytes())
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _folder(node: Any) -> Path:
+    return Path(node.path).absolute().parent
 
 
 def _named(path: Path | None) -> str:

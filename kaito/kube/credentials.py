@@ -1,4 +1,4 @@
-"""Credentials and certificates that change while we run: read again when it is time to."""
+"""What changes while we run: the token, and the certificates. Read again when it is time to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import structlog
 
 from kaito.clock import Clock
 from kaito.errors import InvalidSettings
-from kaito.kube.config import ClusterConfig, Token, TokenSource, tls_context, tls_files
+from kaito.kube.config import ClusterConfig, tls_context, tls_files
+from kaito.kube.tokens import Token, TokenSource
 
 log = structlog.get_logger()
 
@@ -21,40 +22,39 @@ _PLUGIN_PAUSE_SECONDS: Final = 10.0  # a token that is always about to expire: n
 
 
 class Credentials:
-    """The token in use. What was read last stays in use when it cannot be read again."""
+    """The token in use. What was read last stays in use when it cannot be read again.
 
-    def __init__(self, source: TokenSource, clock: Clock) -> None:
+    ``source``: None when we say nothing.
+    """
+
+    def __init__(self, source: TokenSource | None, clock: Clock) -> None:
         self._source = source
         self._clock = clock
         self._token: Token | None = None
         self._read_at = 0.0
         self._reading = asyncio.Lock()
 
-    async def current(self) -> Token:
-        """The token to send now, read again when it is too old.
+    async def current(self, rejected: Token | None = None) -> Token:
+        """The token to send now, another than ``rejected``.
+
+        All who need a new one share a reading, also one in vain: they get a copy of the old one.
 
         Raises:
             InvalidSettings: it was never readable.
         """
-        token = self._token
-        return await self.replace(token) if token is None or self._is_old(token) else token
-
-    async def replace(self, known: Token | None) -> Token:
-        """Read anew, unless another call has since ``known``, in vain or not: they share it.
-
-        Raises:
-            InvalidSettings: it was never readable.
-        """
+        known = self._token
+        if known is not None and known is not rejected and not self._is_old(known):
+            return known
         async with self._reading:
-            if self._token is not known and self._token is not None:
+            if self._token is not None and self._token is not known:
                 return self._token
             try:
-                token = await self._source.read()
+                token = await self._source.read() if self._source is not None else Token("")
             except InvalidSettings as err:
-                if self._token is None:
+                if known is None:
                     raise
                 log.warning("kept the old credentials", error=str(err))
-                token = replace(self._token)  # a copy: to all that wait, this was a reading too
+                token = replace(known)
             self._token, self._read_at = token, self._clock.monotonic()
             return token
 
@@ -65,48 +65,42 @@ class Credentials:
 
 
 class Tls:
-    """The SSL context in use, made anew when its files have changed; open connections stay."""
+    """The SSL context in use, made anew when a certificate has changed; open connections stay."""
 
     def __init__(self, config: ClusterConfig, clock: Clock) -> None:
         self._config = config
         self._clock = clock
         self._context: ssl.SSLContext | None = None
-        self._files: tuple[object, ...] = ()
+        self._made_of: object = None
+        self._certificate = b""
         self._looked_at = 0.0
         self._making = asyncio.Lock()
 
-    async def context(self) -> ssl.SSLContext:
-        """The context for the next connection.
+    async def context(self, certificate: bytes = b"") -> ssl.SSLContext | bool:
+        """The context for the next connection; True: aiohttp's, as plain HTTP needs none.
+
+        ``certificate``: see ``tls_context``.
 
         Raises:
             InvalidSettings: a CA or client certificate could never be used.
         """
-        if self._context is not None and not self._is_time_to_look():
-            return self._context
+        if not self._config.host.startswith("https:"):
+            return True
         async with self._making:
-            if self._context is None:
-                return await self._renew()
-            if self._is_time_to_look():
-                self._looked_at = self._clock.monotonic()
-                await self._look_again()
+            age = self._clock.monotonic() - self._looked_at
+            if not self._context or certificate != self._certificate or age >= _LOOK_SECONDS:
+                self._looked_at, self._certificate = self._clock.monotonic(), certificate
+                try:
+                    await asyncio.to_thread(self._renew, certificate)
+                except InvalidSettings as err:  # being replaced just now; looked at again
+                    if self._context is None:
+                        raise
+                    log.warning("kept the old certificates", error=str(err))
+            assert self._context is not None
             return self._context
 
-    def _is_time_to_look(self) -> bool:
-        return self._clock.monotonic() - self._looked_at >= _LOOK_SECONDS
-
-    async def _look_again(self) -> None:
-        try:
-            if await asyncio.to_thread(tls_files, self._config) != self._files:
-                await self._renew()
-        except InvalidSettings as err:  # being replaced just now; looked at again
-            log.warning("kept the old certificates", error=str(err))
-
-    async def _renew(self) -> ssl.SSLContext:
-        files, context = await asyncio.to_thread(self._make)
-        self._files, self._context = files, context
-        self._looked_at = self._clock.monotonic()
-        return context
-
-    def _make(self) -> tuple[tuple[object, ...], ssl.SSLContext]:
-        files = tls_files(self._config)  # first: a change in between is seen next time
-        return files, tls_context(self._config)
+    def _renew(self, certificate: bytes) -> None:
+        found = (tls_files(self._config), certificate)  # first: a change since is seen next time
+        if found != self._made_of:
+            self._context = tls_context(self._config, certificate)
+            self._made_of = found

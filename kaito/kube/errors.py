@@ -6,8 +6,7 @@ Text is never matched: the same words come from proxies, other versions and webh
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,10 +18,12 @@ BODY_LIMIT: Final = 65_536
 """Bytes of an error's body that are read; a proxy may send megabytes of HTML."""
 
 _MESSAGE_LIMIT: Final = 1_000
+_OWNED: Final = "FieldManagerConflict"
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
     **dict.fromkeys((400, 405, 406, 413, 415, 422), errors.InvalidRequest),
     401: errors.Unauthorized,
     403: errors.Forbidden,
+    404: errors.NotFound,
     409: errors.Conflict,
     410: errors.Expired,
     429: errors.TooManyRequests,
@@ -38,14 +39,14 @@ class _Cause(msgspec.Struct, frozen=True):
 class _Details(msgspec.Struct, frozen=True):
     name: str = ""
     kind: str = ""
-    causes: tuple[_Cause, ...] | None = None
+    causes: tuple[_Cause, ...] = ()
 
 
 class _Status(msgspec.Struct, frozen=True):
-    kind: str = ""
+    kind: Literal["Status"]
     reason: str = ""
     message: str = ""
-    details: _Details | None = None
+    details: _Details = _Details()
 
 
 _decoder: Final = msgspec.json.Decoder(_Status)
@@ -61,37 +62,40 @@ def error_for(
     look like any other 422, but for their empty details.
     """
     answer = _parse(reply)
-    details = answer.details or _Details()
-    causes = tuple(dict.fromkeys(details.causes or ()))
+    causes = tuple(dict.fromkeys(answer.details.causes))
     is_secret = resource == "secrets"  # what is said about its values quotes them
     return _type(reply.status, answer, resource=resource, is_json_patch=is_json_patch)(
         f"{what}: {_text(reply, answer, causes, is_secret=is_secret)}",
         status=reply.status,
-        causes=[Cause(c.field, c.reason, "" if is_secret else c.message) for c in causes],
+        causes=[
+            Cause(c.field, c.reason, "" if is_secret and c.reason != _OWNED else c.message)
+            for c in causes
+        ],
         retry_after=retry_after(reply),
     )
+
+
+def owners(conflict: errors.ApplyConflict) -> tuple[tuple[str, str], ...]:
+    """(manager, field path) of each field that another has. Only the text names the manager."""
+    return tuple((cause.message.split('"')[1], cause.field) for cause in conflict.causes)
 
 
 def retry_after(reply: Reply) -> float | None:
     """Seconds the server asks to wait, of a 429 or 5xx; None when it does not say.
 
-    Zero, or a date that has passed, says nothing: obeyed, it would be a loop without a pause.
+    Zero, or a date that has passed, says nothing: obeyed, it would be a loop without a pause. Nor
+    does a list at a version the server has not reached: the informer asks at once, with another
+    (facts R9).
     """
+    if reply.status != 429 and reply.status < 500:
+        return None
     text = reply.headers.get("Retry-After", "").strip()
-    if not text or (reply.status != HTTPStatus.TOO_MANY_REQUESTS and reply.status < 500):
+    if not text or _type(reply.status, _parse(reply)) is errors.ResourceVersionTooLarge:
         return None
     if text.isascii() and text.isdigit():
         return float(text) or None
     until, now = parse_date(text), parse_date(reply.headers.get("Date", ""))
     return until - now if until is not None and now is not None and until > now else None
-
-
-def is_version_too_large(reply: Reply) -> bool:
-    """A list asked for a version the server has not reached.
-
-    Its Retry-After is not obeyed: the informer asks at once, with another version (facts R9).
-    """
-    return _type(reply.status, _parse(reply)) is errors.ResourceVersionTooLarge
 
 
 def parse_date(text: str) -> float | None:
@@ -105,17 +109,15 @@ def parse_date(text: str) -> float | None:
 
 def _parse(reply: Reply) -> _Status:
     try:
-        answer = _decoder.decode(reply.body)
-    except msgspec.DecodeError:  # text, HTML, empty, or cut
-        return _Status()
-    return answer if answer.kind == "Status" else _Status()
+        return _decoder.decode(reply.body)
+    except msgspec.DecodeError:  # text, HTML, empty, cut, or another kind
+        return _Status("Status")
 
 
 def _type(
     status: int, answer: _Status, *, resource: str = "", is_json_patch: bool = False
 ) -> type[ApiError]:
-    details = answer.details or _Details()
-    causes = details.causes or ()
+    details, causes = answer.details, answer.details.causes
     reasons = {cause.reason for cause in causes}
     match status:
         case 403 if "NamespaceTerminating" in reasons:
@@ -124,11 +126,9 @@ def _type(
             return errors.KindNotServed
         case 404 if details.kind == "namespaces" != resource:
             return errors.NamespaceMissing
-        case 404:
-            return errors.NotFound
         case 409 if answer.reason == "AlreadyExists":
             return errors.AlreadyExists
-        case 409 if "FieldManagerConflict" in reasons:
+        case 409 if _OWNED in reasons:
             return errors.ApplyConflict
         case 422 if is_json_patch and not details.name and not causes:
             return errors.PatchTestFailed
@@ -143,7 +143,7 @@ def _text(reply: Reply, answer: _Status, causes: tuple[_Cause, ...], *, is_secre
     content_type = reply.headers.get("Content-Type", "no content type")
     if is_secret:
         said = ", ".join(dict.fromkeys(cause.field for cause in causes))
-    elif reply.status == HTTPStatus.UNPROCESSABLE_ENTITY and causes:
+    elif reply.status == 422 and causes:
         # Not the message: it repeats the causes, for some kinds after the whole object.
         said = "; ".join(dict.fromkeys(f"{cause.field}: {cause.message}" for cause in causes))
     elif answer.message:

@@ -18,6 +18,10 @@ class LineBuffer:
 
     def feed(self, chunk: bytes) -> int:
         """Take a chunk. Returns the size of the line it went on with, for the caller's limit."""
+        if not self._open and chunk.find(b"\n") + 1 == len(chunk) > 0:
+            # A line to itself, as the API server sends each: no need to copy it twice.
+            self.lines.append(chunk[:-1])
+            return len(chunk) - 1
         first, *others = chunk.split(b"\n")
         self._open += first
         size = len(self._open)

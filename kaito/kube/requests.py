@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
+
+import msgspec
+import orjson
 
 from kaito.errors import InvalidRequest
 from kaito.kube.resources import Kind
@@ -20,15 +23,16 @@ METADATA: Final = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST: Final = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 """A list asked for as METADATA, and an object or watch asked for as this, is a 406."""
 
+_STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
-@dataclass(frozen=True, slots=True)
-class Request:
+
+class Request(msgspec.Struct, frozen=True):
     """One call. ``repeatable``: doing it twice is doing it once, as with every GET."""
 
     method: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
-    body: bytes | None = None
+    body: bytes = b""
     content_type: str = JSON
     accept: str = JSON
     repeatable: bool = False
@@ -42,22 +46,18 @@ class Request:
         return f"{self.method} {self.path}"
 
 
-def version_path(kind: Kind[Any]) -> str:
-    """Where the kind's group and version are described."""
-    return f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
-
-
 def collection_path(kind: Kind[Any], namespace: str = "") -> str:
     """Where the objects of a kind are listed and created. No namespace: those of all.
 
     Raises:
         InvalidRequest: the namespace cannot be one, or the kind has none.
     """
+    version = f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.version}"
     if not namespace:
-        return f"{version_path(kind)}/{kind.plural}"
+        return f"{version}/{kind.plural}"
     if not kind.namespaced:
         raise InvalidRequest(f"{kind} are cluster-scoped: not in a namespace {namespace!r}")
-    return f"{version_path(kind)}/namespaces/{_segment(namespace)}/{kind.plural}"
+    return f"{version}/namespaces/{_segment(namespace)}/{kind.plural}"
 
 
 def object_path(kind: Kind[Any], namespace: str, name: str, subresource: str = "") -> str:
@@ -78,13 +78,13 @@ def encode(body: object) -> bytes:
     Raises:
         InvalidRequest: it holds what JSON cannot: NaN, infinity, a foreign type.
     """
-    # Not orjson: it writes NaN as null, and bodies are small.
     try:
-        return json.dumps(
-            body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_plain
-        ).encode()
+        encoded = orjson.dumps(body, _plain, _STRICT)
+        if b"null" in encoded:  # orjson writes NaN and infinity so, this refuses them
+            json.dumps(body, default=_plain, allow_nan=False)
     except (ValueError, TypeError) as err:
         raise InvalidRequest(f"cannot be sent as JSON: {err}") from err
+    return encoded
 
 
 def _plain(value: object) -> dict[Any, Any]:
@@ -93,6 +93,7 @@ def _plain(value: object) -> dict[Any, Any]:
     raise TypeError(f"{type(value).__name__} is no JSON type")
 
 
+@functools.lru_cache(maxsize=256)  # the churn of names must not grow the process
 def _segment(text: str) -> str:
     """One path segment. Dots and slashes would make it another path, a percent sign two names."""
     if text in ("", ".", "..") or "/" in text or "%" in text:

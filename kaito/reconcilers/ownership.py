@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from kaito import constants
 from kaito.api.meta import ObjectMeta
+from kaito.catalog.quantities import parse_quantity
+
+_QUANTITIES: Final = frozenset({"limits", "requests", "capacity", "hard", "overhead", "sizeLimit"})
+"""Fields of Kubernetes' types below which every leaf is a quantity."""
 
 
 def owner_reference(api_version: str, kind: str, owner: ObjectMeta) -> dict[str, Any]:
@@ -39,21 +43,34 @@ def with_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
-def contains(live: object, desired: object) -> bool:
+def contains(live: object, desired: object, *, quantities: bool = False) -> bool:
     """Does the live value hold every leaf that we set? Fields of others and defaults may differ.
 
-    Lists count as one value: same length, and element by element.
+    Lists count as one value: same length, and element by element. What the server writes in another
+    way is the same (facts A20): it leaves out null, false, zero, "" and [], and below
+    ``_QUANTITIES`` ``0.5`` is ``500m``. Elsewhere it keeps text as it is: ``1.0`` is not ``1``. An
+    empty map is not left out: ``emptyDir: {}`` says which kind of volume it is.
     """
+    if live is None and not isinstance(desired, Mapping):
+        return not desired
     match desired:
         case Mapping():
             return isinstance(live, Mapping) and all(
-                contains(live.get(key), value) for key, value in desired.items()
+                contains(live.get(key), value, quantities=quantities or key in _QUANTITIES)
+                for key, value in desired.items()
             )
         case list() | tuple():
             return (
                 isinstance(live, list | tuple)
                 and len(live) == len(desired)
-                and all(contains(a, b) for a, b in zip(live, desired, strict=True))
+                and all(contains(*pair) for pair in zip(live, desired, strict=True))
             )
         case _:
-            return live == desired
+            return live == desired or (quantities and _is_same_quantity(live, desired))
+
+
+def _is_same_quantity(live: object, desired: object) -> bool:
+    try:
+        return parse_quantity(str(live)) == parse_quantity(str(desired))
+    except ValueError:
+        return False

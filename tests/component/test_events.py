@@ -39,7 +39,7 @@ async def recorder(kube: KubeClient) -> AsyncIterator[EventRecorder]:
         sender = group.create_task(made.run())
         yield made
         await made.flush(10)
-        sender.cancel()
+    assert sender.done()
 
 
 async def events_of(kube: KubeClient, namespace: str, name: str) -> list[Mapping[str, Any]]:
@@ -85,14 +85,39 @@ async def test_the_longest_words_are_accepted(real_kube: KubeClient) -> None:
     assert len(event["message"].encode()) == 1024
 
 
+async def told(kube: KubeClient, name: str) -> Mapping[str, Any]:
+    """The one event of an object, once it is there."""
+    async with asyncio.timeout(20):
+        while not (found := await events_of(kube, "default", name)):  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.02)
+    (event,) = found
+    return event
+
+
 async def test_an_event_that_was_deleted_is_told_again(real_kube: KubeClient) -> None:
     """V3: PATCH 404 → create."""
     regarding = ObjectRef("v1", "ConfigMap", "default", "expired", "uid-4")
     async with recorder(real_kube) as made:
         made.record(regarding, "Normal", "Launched", "Launch", "hello")
-        await made.flush(10)
-        (event,) = await events_of(real_kube, "default", "expired")
+        event = await told(real_kube, "expired")
         await real_kube.delete(CORE_EVENTS, "default", event["metadata"]["name"])
         made.record(regarding, "Normal", "Launched", "Launch", "hello")
     (event,) = await events_of(real_kube, "default", "expired")
     assert event["series"]["count"] == 2
+
+
+async def test_what_it_is_related_to_is_shown_and_no_note_is_no_fault(
+    real_kube: KubeClient,
+) -> None:
+    """V1, V4"""
+    regarding = ObjectRef("v1", "ConfigMap", "default", "related", "uid-5")
+    node = ObjectRef("v1", "Node", "", "node-1", "uid-2")
+    async with recorder(real_kube) as made:
+        made.record(regarding, "Normal", "Launched", "Launch", "", related=node)
+    (event,) = await events_of(real_kube, "default", "related")
+    assert event["related"] == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": "node-1",
+        "uid": "uid-2",
+    }

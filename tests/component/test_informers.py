@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from kaito.api.meta import ApiObject, ObjectMeta
 from kaito.api.views import decode_metadata, decode_owned
 from kaito.clock import SystemClock
-from kaito.errors import InvalidRequest
+from kaito.errors import Forbidden, InvalidRequest, SyncTimeout
 from kaito.informers.freshness import CURRENT, Freshness
 from kaito.informers.handlers import Change
 from kaito.informers.informer import Informer, InformerSet
-from kaito.kube.client import KubeClient
+from kaito.kube.client import KubeClient, connect
+from kaito.kube.config import in_cluster
 from kaito.kube.resources import Kind
+from tests.fakes.mutation import WatchedInformerSet
+
+if TYPE_CHECKING:
+    from kaito.sandbox.controlplane import ControlPlane
 
 pytestmark = pytest.mark.controlplane
 
@@ -29,6 +35,13 @@ CRDS = Kind(
     namespaced=False,
     decode=decode_owned,
 )
+RBAC = {
+    "ServiceAccount": Kind("", "v1", "ServiceAccount", "serviceaccounts", True, decode_owned),
+    "Role": Kind("rbac.authorization.k8s.io", "v1", "Role", "roles", True, decode_owned),
+    "RoleBinding": Kind(
+        *("rbac.authorization.k8s.io", "v1", "RoleBinding", "rolebindings", True, decode_owned)
+    ),
+}
 WIDGETS = Kind("informers.test", "v1", "Widget", "widgets", True, decode_owned)
 CRD = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -103,8 +116,8 @@ async def test_the_cache_equals_a_list_after_creates_updates_and_deletes(
     """R2, R14, R31: by a streaming list; handlers heard each object's life in order."""
     for number in range(5):
         await real_kube.create(CONFIGMAPS, configmap(namespace, f"before-{number}"))
-    informers = InformerSet(real_kube, clock=SystemClock())
-    informer = informers.informer(CONFIGMAPS, namespace=namespace)
+    informers = WatchedInformerSet(real_kube, clock=SystemClock())
+    informer = informers.informer(CONFIGMAPS, namespaces=(namespace,))
     heard: dict[str, list[str]] = {}
 
     def hear(change: Change[Any]) -> None:
@@ -138,9 +151,9 @@ async def test_lists_and_watches_do_what_a_stream_does(
     """R7, R12, R14: with streaming off."""
     for number in range(3):
         await real_kube.create(CONFIGMAPS, configmap(namespace, f"cm-{number}"))
-    informers = InformerSet(real_kube, clock=SystemClock())
-    informer = informers.informer(CONFIGMAPS, namespace=namespace)
-    informer._watcher._course.can_stream = False
+    informers = WatchedInformerSet(real_kube, clock=SystemClock())
+    informer = informers.informer(CONFIGMAPS, namespaces=(namespace,))
+    informer._watchers[0]._course.can_stream = False
     async with started(informers):
         await informers.wait_synced(10)
         last = await real_kube.create(CONFIGMAPS, configmap(namespace, "last"))
@@ -154,8 +167,8 @@ async def test_lists_and_watches_do_what_a_stream_does(
 async def test_metadata_alone_is_enough_for_a_cache(real_kube: KubeClient, namespace: str) -> None:
     """R32."""
     await real_kube.create(CONFIGMAPS, configmap(namespace, "big", x="y" * 1000))
-    informers = InformerSet(real_kube, clock=SystemClock())
-    informer = informers.informer(METADATA, namespace=namespace, metadata_only=True)
+    informers = WatchedInformerSet(real_kube, clock=SystemClock())
+    informer = informers.informer(METADATA, namespaces=(namespace,), metadata_only=True)
     async with started(informers):
         await informers.wait_synced(10)
         last = await real_kube.create(CONFIGMAPS, configmap(namespace, "last"))
@@ -164,21 +177,96 @@ async def test_metadata_alone_is_enough_for_a_cache(real_kube: KubeClient, names
     assert {"big", "last"} <= names
 
 
-async def test_leaving_a_selector_is_a_deletion(real_kube: KubeClient, namespace: str) -> None:
-    """R29."""
+async def test_who_enters_a_selector_is_added_and_who_leaves_it_deleted(
+    real_kube: KubeClient, namespace: str
+) -> None:
+    """R29: the deletion shows the object as it was inside, at the version of its leaving."""
     body = configmap(namespace, "a")
     body["metadata"]["labels"] = {"team": "red"}
     await real_kube.create(CONFIGMAPS, body)
     informers = InformerSet(real_kube, clock=SystemClock())
-    informer = informers.informer(CONFIGMAPS, namespace=namespace, label_selector="team=red")
+    informer = informers.informer(
+        CONFIGMAPS, namespaces=(namespace,), label_selector="team=red", indexes={"team": team}
+    )
+    changes: list[Change[Any]] = []
+    informer.add_handler(changes.append)
     async with started(informers):
         await informers.wait_synced(10)
         assert informer.lister.get(namespace, "a")
-        left = await real_kube.merge_patch(
-            CONFIGMAPS, namespace, "a", {"metadata": {"labels": {"team": "blue"}}}
-        )
-        await reach(informer, left)
-        assert informer.lister.get(namespace, "a") is None
+        for colour in ("blue", "red"):
+            labels = {"metadata": {"labels": {"team": colour}}}
+            last = await real_kube.merge_patch(CONFIGMAPS, namespace, "a", labels)
+            await informer.reached(last.metadata.resource_version, 10)
+            inside = informer.lister.get(namespace, "a")
+            assert (inside is not None) is (colour == "red")
+            assert informer.lister.by_index("team", "red") == (() if inside is None else (inside,))
+    first, left, again = changes
+    assert first.initial
+    assert left.new is None
+    assert left.obj.metadata.labels == {"team": "red"}
+    assert left.obj.metadata.resource_version > first.obj.metadata.resource_version
+    assert (again.old, again.initial) == (None, False)
+
+
+def team(obj: ApiObject) -> list[str]:
+    return [obj.metadata.labels.get("team", "")]
+
+
+async def test_rights_in_two_namespaces_are_enough_for_a_cache_of_two(
+    real_kube: KubeClient, control_plane: ControlPlane, namespace: str
+) -> None:
+    """R36: a list of all would be forbidden, and so would a third one."""
+    other, closed = f"{namespace}-other", f"{namespace}-closed"
+    for name in (other, closed):
+        await real_kube.create(NAMESPACES, named("v1", "Namespace", "", name))
+    for where in (namespace, other):
+        for manifest in reader_of_configmaps(where, account=namespace):
+            await real_kube.create(RBAC[manifest["kind"]], manifest)
+    server = urlsplit(control_plane.server)
+    folder = await asyncio.to_thread(control_plane.service_account_folder, namespace, "reader")
+    config = in_cluster(folder=folder, host=server.hostname or "", port=str(server.port))
+    limited = await connect(config, clock=SystemClock(), component="tests")
+    try:
+        with pytest.raises(Forbidden):
+            await limited.list(CONFIGMAPS)
+        informers = InformerSet(limited, clock=SystemClock())
+        both = informers.informer(CONFIGMAPS, namespaces=(namespace, other))
+        async with started(informers):
+            await informers.wait_synced(10)
+            for where in (namespace, other):
+                made = await real_kube.create(CONFIGMAPS, configmap(where, "cm"))
+                await until(both, lambda at=where, obj=made: both.lister.get(at, "cm") == obj)
+            assert {o.metadata.namespace for o in both.lister.list()} == {namespace, other}
+            beyond = informers.informer(CONFIGMAPS, namespaces=(namespace, closed))
+            with pytest.raises(SyncTimeout, match=r"configmaps: Forbidden"):
+                await informers.wait_synced(2)
+            assert both.has_synced
+            assert not beyond.has_synced
+    finally:
+        await limited.close()
+        for name in (other, closed):
+            await real_kube.delete(NAMESPACES, "", name)
+
+
+def named(api_version: str, kind: str, namespace: str, name: str) -> dict[str, Any]:
+    metadata = {"namespace": namespace, "name": name} if namespace else {"name": name}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata}
+
+
+def reader_of_configmaps(namespace: str, *, account: str) -> list[dict[str, Any]]:
+    """Rights in this namespace for the service account ``reader`` of one of them."""
+    api = "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list", "watch"]}]
+    subject = {"kind": "ServiceAccount", "namespace": account, "name": "reader"}
+    return [
+        *([named("v1", "ServiceAccount", namespace, "reader")] if namespace == account else []),
+        {**named(f"{api}/v1", "Role", namespace, "reader"), "rules": rules},
+        {
+            **named(f"{api}/v1", "RoleBinding", namespace, "reader"),
+            "roleRef": {"apiGroup": api, "kind": "Role", "name": "reader"},
+            "subjects": [subject],
+        },
+    ]
 
 
 async def test_a_field_selector_the_server_does_not_know_fails_the_start(
@@ -195,7 +283,7 @@ async def test_a_kind_whose_crd_comes_and_goes_is_synced_emptied_and_synced_agai
     real_kube: KubeClient, namespace: str
 ) -> None:
     """R26: optional meanwhile; within 11 s of the CRD."""
-    informers = InformerSet(real_kube, clock=SystemClock())
+    informers = WatchedInformerSet(real_kube, clock=SystemClock())
     informer = informers.informer(WIDGETS, optional=True)
     heard: list[str] = []
     informer.add_handler(lambda change: heard.append("added" if change.new else "deleted"))
@@ -222,8 +310,8 @@ async def test_a_kind_whose_crd_comes_and_goes_is_synced_emptied_and_synced_agai
 async def test_a_reconcile_sees_what_it_wrote(real_kube: KubeClient, namespace: str) -> None:
     """A1, A2, A4: a hundred passes that each create what they do not see make a hundred."""
     clock = SystemClock()
-    informers = InformerSet(real_kube, clock=clock)
-    informer = informers.informer(CONFIGMAPS, namespace=namespace, indexes={"owner": owned})
+    informers = WatchedInformerSet(real_kube, clock=clock)
+    informer = informers.informer(CONFIGMAPS, namespaces=(namespace,), indexes={"owner": owned})
     freshness = Freshness(clock=clock, read=real_kube.get)
     freshness.track(informer)
     real_kube.on_written = freshness.on_written

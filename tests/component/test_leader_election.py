@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 from structlog.testing import capture_logs
 
+from kaito.api.meta import Owned
 from kaito.clock import SystemClock
-from kaito.controller.candidacy import LEASES, Lease
+from kaito.controller.candidacy import LEASES, Timing, holder_of, record_of
 from kaito.controller.leader import Elector
 from kaito.errors import LeadershipLost, NotLeader
 from kaito.kube.client import KubeClient, connect
@@ -37,9 +38,7 @@ async def elector(plane: ControlPlane, lease: str, *, retry: float = 0.1) -> Asy
         name=lease,
         identity="replica",
         clock=SystemClock(),
-        lease_seconds=4,
-        renew_deadline=1.5,
-        retry=retry,
+        timing=Timing(lease=4, renew_deadline=1.5, retry=retry),
     )
     with capture_logs():
         replica.start()
@@ -49,17 +48,17 @@ async def elector(plane: ControlPlane, lease: str, *, retry: float = 0.1) -> Asy
             await replica.release()
 
 
-async def stored(kube: KubeClient, lease: str) -> Lease:
+async def stored(kube: KubeClient, lease: str) -> Owned:
     found = await kube.get(LEASES, NAMESPACE, lease)
     assert found is not None
     return found
 
 
-async def renewed_after(kube: KubeClient, before: Lease) -> Lease:
+async def renewed_after(kube: KubeClient, before: Owned) -> Owned:
     async with asyncio.timeout(20):
         while True:
             now = await stored(kube, before.metadata.name)
-            if now.spec["renewTime"] != before.spec["renewTime"]:
+            if record_of(now)["renewTime"] != record_of(before)["renewTime"]:
                 return now
             await asyncio.sleep(0.02)
 
@@ -71,14 +70,14 @@ async def test_the_record_it_writes_is_accepted_and_released(
     async with elector(control_plane, "one") as replica:
         await replica.acquired()
         first = await stored(real_kube, "one")
-        assert first.holder == replica.identity
-        assert first.spec["leaseDurationSeconds"] == 4
-        assert first.spec["leaseTransitions"] == 0
+        assert holder_of(first) == replica.identity
+        assert record_of(first)["leaseDurationSeconds"] == 4
+        assert record_of(first)["leaseTransitions"] == 0
         await renewed_after(real_kube, first)
         assert 0 < replica.fence() <= 2
     last = await stored(real_kube, "one")
-    assert last.holder == ""
-    assert last.spec["leaseDurationSeconds"] == 1
+    assert holder_of(last) == ""
+    assert record_of(last)["leaseDurationSeconds"] == 1
     assert last.metadata.uid == first.metadata.uid
 
 
@@ -96,7 +95,7 @@ async def test_a_standby_takes_over_right_after_a_release(
             await first.release()
             await second.acquired()
             assert time.monotonic() - released < 2
-            assert (await stored(real_kube, "two")).spec["leaseTransitions"] == 1
+            assert record_of(await stored(real_kube, "two"))["leaseTransitions"] == 1
 
 
 async def test_a_lease_edited_to_another_holder_ends_leadership(
@@ -115,7 +114,7 @@ async def test_a_lease_edited_to_another_holder_ends_leadership(
             assert isinstance(await replica.lost(), LeadershipLost)
         with pytest.raises(NotLeader):
             replica.fence()
-    assert (await stored(real_kube, "three")).holder == "rival"
+    assert holder_of(await stored(real_kube, "three")) == "rival"
 
 
 async def test_a_stalled_main_loop_keeps_the_lease(
@@ -126,7 +125,7 @@ async def test_a_stalled_main_loop_keeps_the_lease(
         await replica.acquired()
         time.sleep(3)  # noqa: ASYNC251 - the stall is the subject
         assert replica.fence() > 0
-        assert (await stored(real_kube, "four")).holder == replica.identity
+        assert holder_of(await stored(real_kube, "four")) == replica.identity
 
 
 async def test_a_deleted_lease_ends_leadership(

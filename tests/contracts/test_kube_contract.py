@@ -23,6 +23,7 @@ from kaito.errors import (
     PatchTestFailed,
 )
 from kaito.kube.client import KubeClient, Written
+from kaito.kube.errors import owners
 from kaito.kube.resources import Kind
 from tests.fakes.kube import FakeKube
 
@@ -140,8 +141,7 @@ async def test_apply_without_force_names_the_fields_of_others(
     await kube.apply(CONFIGMAPS, configmap(namespace, data={"x": "2"}), field_manager="other")
     with pytest.raises(ApplyConflict) as caught:
         await kube.apply(CONFIGMAPS, configmap(namespace), field_manager="m", force=False)
-    assert [cause.field for cause in caught.value.causes] == [".data.x"]
-    assert "other" in caught.value.causes[0].message
+    assert owners(caught.value) == (("other", ".data.x"),)
     forced = await kube.apply(CONFIGMAPS, configmap(namespace), field_manager="m")
     assert data(forced) == {"x": "1"}
 
@@ -483,6 +483,5 @@ async def test_what_cannot_be_a_name_is_refused(
         await kube.delete(CONFIGMAPS, namespace, name)
 
 
-async def test_the_server_says_what_it_serves(kube: KubeClient) -> None:
+async def test_the_server_says_its_version(kube: KubeClient) -> None:
     assert await kube.server_version() >= (1, 34)
-    assert await kube.is_served(CONFIGMAPS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kaito.informers.store import Store
 from tests.unit.informers.fake import Thing, thing
+from tests.unit.informers.relist import relist
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def answers(store: Store[Thing]) -> dict[str, object]:
 
 @given(STEPS)
 def test_events_and_a_list_of_their_outcome_leave_the_same_cache(steps: list[Step]) -> None:
+    """S4, S10, S11."""
     by_events, truth = run(steps)
     by_list = new_store()
-    by_list.replace(truth, by_events.resource_version)
+    relist(by_list, truth, by_events.resource_version)
     assert answers(by_events) == answers(by_list)
 
 
@@ -94,7 +96,7 @@ def test_a_relist_tells_exactly_what_leads_from_one_state_to_the_other(
     store, _ = run(before)
     _, truth = run(after)
     told = {obj.metadata.key: obj for obj in store.list()}
-    for change in store.replace(truth, "99"):
+    for change in relist(store, truth, "99"):
         key = change.obj.metadata.key
         if change.old is not None:
             assert told.pop(key) is change.old

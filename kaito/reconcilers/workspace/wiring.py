@@ -65,15 +65,16 @@ def sources(informers: InformerSet, *, namespace: str = "") -> Sources:
         BY_WORKSPACE: workspace_names,
         BY_NODE: node_names,
     }
+    namespaces = (namespace,) if namespace else ()
     return Sources(
         workspaces=informers.informer(
-            kinds.WORKSPACES, namespace=namespace, indexes={BY_WORKSPACE_UID: own_uid}
+            kinds.WORKSPACES, namespaces=namespaces, indexes={BY_WORKSPACE_UID: own_uid}
         ),
         machines=informers.informer(kinds.MACHINES, optional=True, indexes=claims),
         nodeclaims=informers.informer(kinds.NODECLAIMS, optional=True, indexes=claims),
         nodes=informers.informer(kinds.NODES, indexes={BY_WORKSPACE_UID: workspace_uids}),
-        deployments=informers.informer(kinds.DEPLOYMENTS, namespace=namespace),
-        services=informers.informer(kinds.SERVICES, namespace=namespace),
+        deployments=informers.informer(kinds.DEPLOYMENTS, namespaces=namespaces),
+        services=informers.informer(kinds.SERVICES, namespaces=namespaces),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from structlog.testing import capture_logs
 
-from kaito.controller.candidacy import LEASES, Candidacy
+from kaito.controller.candidacy import DEFAULT_TIMING, LEASES, Candidacy
 from kaito.errors import TransportError
 from kaito.kube.client import KubeClient
 from tests.fakes.clock import FakeClock, settle
@@ -30,6 +30,7 @@ class Candidate:
         watching: bool = True,
     ) -> None:
         self.changes: list[str | None] = []
+        self.left: list[float] = []
         self.leaders: list[str] = []
         self.client = FakeClient(server)
         if not watching:
@@ -39,10 +40,9 @@ class Candidate:
             name="leader",
             identity=name,
             clock=clock,
-            lease_seconds=15,
-            renew_deadline=10,
-            retry=2,
-            on_change=self.changes.append,
+            timing=DEFAULT_TIMING,
+            on_won=lambda: self.changes.append(None),
+            on_lost=lambda cause, left: self.changes.append(cause) or self.left.append(left),
             on_new_leader=self.leaders.append,
             uniform=uniform,
         )
@@ -52,8 +52,7 @@ class Candidate:
 
     @property
     def can_write(self) -> bool:
-        left = self.core.seconds_left()
-        return left is not None and left > 0
+        return self.core.seconds_left() > 0
 
 
 @asynccontextmanager

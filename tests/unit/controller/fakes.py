@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+
+from msgspec import json
 
 from kaito.api.meta import Key, ObjectMeta
 from kaito.errors import AlreadyExists, Conflict, NotFound
@@ -36,6 +37,7 @@ class FakeInformer:
         self.is_served = True
         self.last_error: str | None = None
         self.silent = 0.0
+        self.idle_limit = 90.0
         self.handlers: list[Callable[[Any], None]] = []
         self.objects: dict[Key, Any] = {}
         self.synced = asyncio.Event()
@@ -49,11 +51,14 @@ class FakeInformer:
     def staleness(self) -> float:
         return self.silent
 
-    def add_handler(self, handler: Callable[[Any], None]) -> Callable[[], None]:
+    def add_handler(self, handler: Callable[[Any], None]) -> Callable[[Any], None]:
         for obj in self.objects.values():
             handler(Change(None, obj, initial=True))
         self.handlers.append(handler)
-        return lambda: self.handlers.remove(handler)
+        return handler
+
+    def remove_handler(self, registration: Callable[[Any], None]) -> None:
+        self.handlers.remove(registration)
 
     async def wait_synced(self) -> None:
         await self.synced.wait()
@@ -88,11 +93,11 @@ class FakeApiServer:
     def put(self, kind: Kind[Any], manifest: Mapping[str, Any]) -> bytes:
         self.version += 1
         metadata = {**manifest["metadata"], "resourceVersion": str(self.version)}
-        obj = json.loads(json.dumps({**manifest, "metadata": metadata}))
-        self.objects[_key(kind, manifest)] = obj
+        raw = json.encode({**manifest, "metadata": metadata})
+        self.objects[_key(kind, manifest)] = json.decode(raw)
         for watcher in self.watchers:
-            watcher.put_nowait(json.dumps({"type": "MODIFIED", "object": obj}).encode())
-        return json.dumps(obj).encode()
+            watcher.put_nowait(b'{"type":"MODIFIED","object":%b}' % raw)
+        return raw
 
 
 Fault = Callable[[str], Any]
@@ -118,7 +123,7 @@ class FakeClient:
     async def get(self, kind: Kind[Any], namespace: str, name: str) -> Any:
         def effect() -> bytes | None:
             obj = self.server.objects.get((kind.plural, namespace, name))
-            return None if obj is None else json.dumps(obj).encode()
+            return None if obj is None else json.encode(obj)
 
         raw = await self._around("GET", effect)
         return None if raw is None else kind.decode(raw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kaito.controller.backoff import ExponentialBackoff, MaxOf, TokenBucket
+from kaito.controller.backoff import ExponentialBackoff, FastSlow, MaxOf, TokenBucket
 from tests.fakes.clock import FakeClock
 
 
@@ -51,7 +51,7 @@ async def test_a_key_unseen_for_twice_the_cap_is_evicted(
 
 async def test_a_bucket_hands_out_its_burst_then_reservations(clock: FakeClock) -> None:
     """L4: the 101st call at once waits 0.1, the 200th 10.0."""
-    bucket = TokenBucket(clock=clock, rate=10, burst=100)
+    bucket = TokenBucket(clock=clock)
     waits = [bucket.when() for _ in range(200)]
     assert waits[99] == 0
     assert waits[100] == pytest.approx(0.1)
@@ -88,3 +88,20 @@ def test_max_of_asks_all_and_takes_the_longest(clock: FakeClock) -> None:
     assert (fast.num_requeues("a"), both.num_requeues("a")) == (1, 1)
     both.forget("a")
     assert fast.num_requeues("a") == slow.num_requeues("a") == 0
+
+
+def test_a_longest_wait_cuts(clock: FakeClock) -> None:
+    """L5"""
+    inner: ExponentialBackoff[str] = ExponentialBackoff(clock=clock, jitter=0)
+    limiter = MaxOf(inner, at_most=0.015)
+    assert [limiter.when("a") for _ in range(4)] == [0.005, 0.01, 0.015, 0.015]
+    assert limiter.num_requeues("a") == 4
+
+
+def test_fast_waits_come_first_then_slow_ones(clock: FakeClock) -> None:
+    """L5: per key, until it is forgotten."""
+    limiter: FastSlow[str] = FastSlow(clock=clock, fast=0.1, slow=60, tries=3)
+    assert [limiter.when("a") for _ in range(5)] == [0.1, 0.1, 0.1, 60, 60]
+    assert (limiter.when("b"), limiter.num_requeues("a")) == (0.1, 5)
+    limiter.forget("a")
+    assert limiter.when("a") == 0.1

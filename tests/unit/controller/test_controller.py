@@ -1,24 +1,29 @@
-"""C1, C2, C8, C10 to C18, Q15: from events to reconciles."""
+"""C1, C4, C6, C8 to C11, C13, C20, Q15: from events to reconciles."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import gc
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, cast
 
+import pytest
 import structlog
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from kaito.api.meta import Key
+from kaito.controller.backoff import FastSlow
 from kaito.controller.controller import Controller
 from kaito.controller.result import Result
+from kaito.errors import Conflict
 from kaito.informers.freshness import CURRENT, Freshness
 from kaito.informers.handlers import Change
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.controller.fakes import FakeInformer, Thing
+from tests.unit.controller.runs import Log, own_key, running
 
 
 class FakeFreshness:
@@ -46,32 +51,6 @@ class FakeFreshness:
             callback()
 
 
-class Log:
-    """A reconcile that notes its keys and can be held."""
-
-    def __init__(self) -> None:
-        self.keys: list[Key] = []
-        self.running: set[Key] = set()
-        self.most = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self, key: Key) -> Result:
-        assert key not in self.running
-        self.running.add(key)
-        self.most = max(self.most, len(self.running))
-        self.keys.append(key)
-        try:
-            await self.gate.wait()
-        finally:
-            self.running.remove(key)
-        return Result()
-
-    @property
-    def names(self) -> list[str]:
-        return [name for _, name in self.keys]
-
-
 def make(
     reconcile: Callable[[Key], Awaitable[Result]],
     clock: FakeClock,
@@ -85,50 +64,6 @@ def make(
         freshness=cast(Freshness | None, freshness),
         workers=workers,
     )
-
-
-def own_key(change: Change[Any]) -> Iterable[Key]:
-    return [change.obj.metadata.key]
-
-
-@asynccontextmanager
-async def running(controller: Controller) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(controller.run())
-        await settle()
-        yield
-        await settle()
-        controller.stop()
-        await task
-
-
-async def test_events_become_reconciles(clock: FakeClock) -> None:
-    """C11, C17, C18: added, changed and deleted objects, None from a mapper, plain enqueue."""
-    log, informer = Log(), FakeInformer()
-    controller = make(log, clock)
-    controller.watch(cast(Any, informer), own_key)
-    controller.watch(cast(Any, informer), lambda _: None)
-    async with running(controller):
-        informer.tell(Change(None, Thing("a")))
-        informer.tell(Change(Thing("b"), Thing("b", "2")))
-        informer.tell(Change(Thing("c"), None))
-        controller.enqueue(("", "d"))
-        controller.enqueue(("", "e"), after=5)
-        await settle()
-        assert log.names == ["a", "b", "c", "d"]
-        await clock.advance(5)
-        assert log.names[-1] == "e"
-
-
-async def test_a_source_added_after_start_runs_at_once(clock: FakeClock) -> None:
-    """C18"""
-    log, informer = Log(), FakeInformer()
-    controller = make(log, clock)
-    async with running(controller):
-        controller.watch(cast(Any, informer), own_key)
-        informer.tell(Change(None, Thing("late")))
-        await settle()
-        assert log.names == ["late"]
 
 
 async def test_predicates_run_before_mapping(clock: FakeClock) -> None:
@@ -203,20 +138,6 @@ def gauge(name: str) -> float | None:
     return REGISTRY.get_sample_value(name, {"controller": "things"})
 
 
-async def test_work_starts_only_when_every_source_synced(clock: FakeClock) -> None:
-    """C2"""
-    log, first, second = Log(), FakeInformer(), FakeInformer(synced=False)
-    controller = make(log, clock)
-    controller.watch(cast(Any, first), own_key)
-    controller.watch(cast(Any, second), own_key)
-    first.tell(Change(None, Thing("a"), initial=True))
-    async with running(controller):
-        assert log.names == []
-        second.synced.set()
-        await settle()
-        assert log.names == ["a"]
-
-
 async def test_a_standby_keeps_nothing_and_starts_from_what_is_there(clock: FakeClock) -> None:
     """M2: however many objects came and went meanwhile."""
     log, informer = Log(), FakeInformer()
@@ -275,6 +196,85 @@ async def test_a_reconcile_that_returns_nothing_leaves_the_controller(clock: Fak
             await settle()
             await clock.advance(0.01)
     assert tries == [("", "a")] * 2
+
+
+async def test_a_deleted_object_is_looked_for_and_its_absence_is_success(clock: FakeClock) -> None:
+    """C11"""
+    informer = FakeInformer()
+    found: list[Any] = []
+
+    async def reconcile(key: Key) -> Result:
+        found.append(informer.objects.get(key))
+        return Result()
+
+    controller = Controller("deletions", reconcile, clock=clock)
+    controller.watch(cast(Any, informer), own_key)
+    async with running(controller):
+        informer.tell(Change(Thing("a"), None))
+    assert found == [None]
+    success = {"controller": "deletions", "result": "success"}
+    assert REGISTRY.get_sample_value("controller_runtime_reconcile_total", success) == 1
+
+
+async def test_eight_keys_are_worked_on_unless_told_otherwise(clock: FakeClock) -> None:
+    """C1"""
+    log = Log()
+    controller = Controller("default", log, clock=clock)
+    log.gate.clear()
+    async with running(controller):
+        for i in range(9):
+            controller.enqueue(("", str(i)))
+        await settle()
+        assert len(controller.running) == log.most == 8
+        log.gate.set()
+
+
+@pytest.mark.parametrize("end", [ValueError, Conflict, TimeoutError])
+async def test_nothing_of_a_run_is_kept(clock: FakeClock, end: type[Exception]) -> None:
+    """C9: neither traceback nor frame nor what the frame held, without help of the collector."""
+
+    class Snapshot:
+        pass
+
+    kept: list[weakref.ref[Snapshot]] = []
+
+    async def fail(_: Key) -> Result:
+        snapshot = Snapshot()
+        kept.append(weakref.ref(snapshot))
+        raise end(f"about {snapshot}")
+
+    controller = make(fail, clock)
+    gc.disable()
+    try:
+        with capture_logs() as logs:
+            async with running(controller):
+                controller.enqueue(("", "a"))
+                await settle()
+                logs.clear()
+                assert [ref() for ref in kept] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_passes_and_the_key_is_done(end: type[BaseException]) -> None:
+    """C6, P14: through the controller; nothing of it is left in process."""
+    controllers: list[Controller] = []
+
+    async def reconcile(_: Key) -> Result:
+        raise end
+
+    async def main() -> None:
+        controllers.append(make(reconcile, FakeClock()))
+        async with running(controllers[0]):
+            controllers[0].enqueue(("", "a"))
+            await settle()
+
+    with capture_logs() as logs, pytest.raises(end):
+        asyncio.run(main())
+    assert controllers[0].running == ()
+    assert not controllers[0]._queue._in_process
+    assert "reconcile crashed" not in [entry["event"] for entry in logs]
 
 
 async def test_each_run_has_a_context_of_its_own(clock: FakeClock) -> None:
@@ -392,6 +392,23 @@ async def test_a_key_waits_parked_for_its_own_last_write(clock: FakeClock) -> No
         assert log.names == ["b", "a"]
         await clock.advance(100)
     assert log.names == ["b", "a"]
+
+
+async def test_the_waits_may_be_another_limiters(clock: FakeClock) -> None:
+    """L5"""
+    tries: list[float] = []
+
+    async def reconcile(_: Key) -> Result:
+        tries.append(clock.monotonic() - began)
+        return Result(requeue=True)
+
+    limiter: FastSlow[Key] = FastSlow(clock=clock, fast=1, slow=10, tries=2)
+    controller = Controller("fast-slow", reconcile, clock=clock, limiter=limiter)
+    began = clock.monotonic()
+    async with running(controller):
+        controller.enqueue(("", "a"))
+        await clock.advance(25)
+    assert tries == [0, 1, 2, 12, 22]
 
 
 async def test_time_from_event_to_reconcile_is_observed(clock: FakeClock) -> None:

@@ -13,7 +13,14 @@ from structlog.testing import capture_logs
 
 from kaito.api.meta import ObjectRef
 from kaito.controller.events import COMBINED, EVENTS, QUEUE_LIMIT, TABLE_LIMIT, EventRecorder
-from kaito.errors import Forbidden, NotLeader, ServerUnavailable, TooManyRequests, TransportError
+from kaito.errors import (
+    Forbidden,
+    InvalidSettings,
+    NotLeader,
+    ServerUnavailable,
+    TooManyRequests,
+    TransportError,
+)
 from kaito.kube.client import KubeClient
 from tests.fakes.clock import FakeClock, settle
 from tests.unit.controller.fakes import FakeApiServer, FakeClient
@@ -143,11 +150,14 @@ async def test_two_before_the_sender_ran_are_create_and_patch(desk: Desk) -> Non
 
 async def test_record_never_waits_and_drops_what_is_too_much(desk: Desk) -> None:
     """V2: a queue of 1,000."""
-    before = sent("dropped_full")
+    before = sent("dropped_full"), sent("created")
     for i in range(QUEUE_LIMIT + 5):
         desk.say(about=ObjectRef("v1", "Pod", "default", f"p{i}"))
-    assert sent("dropped_full") == before + 5
-    assert len(desk.recorder._queue) == QUEUE_LIMIT
+    assert desk.server.calls == []
+    assert sent("dropped_full") == before[0] + 5
+    async with desk.sending():
+        await settle()
+    assert sent("created") == before[1] + QUEUE_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -289,14 +299,63 @@ async def test_long_words_are_cut_between_characters(clock: FakeClock) -> None:
     assert (len(words["reason"]), len(words["action"])) == (128, 128)
 
 
-@pytest.mark.parametrize("missing", ["reason", "action", "note"])
-async def test_what_the_server_would_refuse_is_not_sent(desk: Desk, missing: str) -> None:
-    """V2, V4: told in the log, never raised."""
-    words = {"reason": "R", "action": "A", "note": "n", missing: ""}
+@pytest.mark.parametrize(
+    ("type_", "reason", "action"), [("Normal", "", "A"), ("Warning", "R", ""), ("Error", "R", "A")]
+)
+async def test_what_the_server_would_refuse_is_not_sent(
+    desk: Desk, type_: Any, reason: str, action: str
+) -> None:
+    """V2, V4: told in the log and counted, never raised."""
+    before = sent("failed")
     with capture_logs() as logs:
-        desk.recorder.record(PHI, "Normal", words["reason"], words["action"], words["note"])
+        desk.recorder.record(PHI, type_, reason, action, "note")
     assert logs[0]["log_level"] == "error"
-    assert not desk.recorder._queue
+    assert sent("failed") == before + 1
+    async with desk.sending():
+        await settle()
+    assert desk.server.calls == []
+
+
+@pytest.mark.parametrize(("controller", "instance"), [("", "pod"), ("kaito.sh/x", "")])
+def test_a_recorder_without_a_name_is_refused(
+    clock: FakeClock, controller: str, instance: str
+) -> None:
+    """V4"""
+    with pytest.raises(InvalidSettings):
+        EventRecorder(cast(KubeClient, None), clock=clock, controller=controller, instance=instance)
+
+
+async def test_what_an_event_is_related_to_tells_it_apart(desk: Desk) -> None:
+    """V1: part of the key, and sent."""
+    node = ObjectRef("v1", "Node", "", "n1", "uid-n1")
+    async with desk.sending():
+        for related in (None, node, node):
+            desk.recorder.record(PHI, "Normal", "Launched", "Launch", "hello", related=related)
+        await settle()
+    assert desk.server.calls == ["POST", "POST", "PATCH"]
+    assert "related" not in desk.events[0]
+    assert desk.events[1]["related"] == {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "name": "n1",
+        "uid": "uid-n1",
+    }
+
+
+@pytest.mark.parametrize(
+    "other", [{"type": "Warning"}, {"reason": "R"}, {"action": "A"}, {"regarding": "other"}]
+)
+async def test_each_word_of_the_key_tells_events_apart(desk: Desk, other: dict[str, str]) -> None:
+    """V1"""
+    words: dict[str, Any] = {"type": "Normal", "reason": "Launched", "action": "Launch"}
+    about = ObjectRef("v1", "Pod", "default", "other") if "regarding" in other else PHI
+    async with desk.sending():
+        desk.recorder.record(PHI, note="hello", **words)
+        desk.recorder.record(
+            about, note="hello", **words | {k: v for k, v in other.items() if k in words}
+        )
+        await settle()
+    assert desk.server.calls == ["POST", "POST"]
 
 
 async def test_names_are_unique_and_fit(desk: Desk) -> None:
@@ -344,6 +403,17 @@ async def test_ten_distinct_messages_become_one(desk: Desk, clock: FakeClock) ->
     assert desk.events[-1]["note"] == "try 99"
 
 
+async def test_the_least_recently_used_are_forgotten_first(desk: Desk) -> None:
+    """V6"""
+    async with desk.sending():
+        for i in range(TABLE_LIMIT + 10):
+            desk.say(about=PHI)
+            desk.say(about=ObjectRef("v1", "Pod", "default", f"p{i}"))
+            if i % 200 == 0:
+                await settle(5)
+    assert len([e for e in desk.events if e["regarding"]["name"] == "phi"]) == 1
+
+
 async def test_tables_are_bounded(desk: Desk) -> None:
     """V6: 4,096 least recently used."""
     async with desk.sending():
@@ -352,7 +422,7 @@ async def test_tables_are_bounded(desk: Desk) -> None:
             if i % 500 == 0:
                 await settle(5)
     recorder = desk.recorder
-    assert len(recorder._buckets) == len(recorder._similar) == TABLE_LIMIT
+    assert len(recorder._buckets) == len(recorder._notes) == TABLE_LIMIT
     assert len(recorder._series) <= TABLE_LIMIT
 
 

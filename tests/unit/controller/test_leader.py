@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from kaito.clock import SystemClock
-from kaito.controller.candidacy import LEASES
+from kaito.controller.candidacy import LEASES, Timing
 from kaito.controller.leader import Elector
 from kaito.errors import InvalidSettings, LeadershipLost, NotLeader
 from kaito.kube.client import KubeClient
@@ -24,20 +24,30 @@ from tests.unit.controller.fakes import FakeApiServer, FakeClient
 class Replica:
     """An elector on a fake API server, with real threads and short times."""
 
-    def __init__(self, server: FakeApiServer, clock: Any = None, **times: float) -> None:
+    def __init__(
+        self,
+        server: FakeApiServer,
+        clock: Any = None,
+        *,
+        identity: str = "pod",
+        on_new_leader: Callable[[str], object] | None = None,
+        **times: float,
+    ) -> None:
         self.server = server
         self.client = FakeClient(server)
         self.exits: list[int] = []
+        self.leaders: list[str] = []
         self.connected_in: list[str] = []
         self.failure: Exception | None = None
         self.elector = Elector(
             connect=self.connect,
             namespace="kaito",
             name="leader",
-            identity="pod",
+            identity=identity,
             clock=clock or SystemClock(),
             exit_process=self.exits.append,
-            **{"lease_seconds": 3, "renew_deadline": 0.2, "retry": 0.02, **times},
+            timing=Timing(**{"lease": 3, "renew_deadline": 0.2, "retry": 0.02, **times}),
+            on_new_leader=on_new_leader or self.leaders.append,
         )
 
     async def connect(self) -> KubeClient:
@@ -100,6 +110,12 @@ def test_each_process_start_is_another_identity(server: FakeApiServer) -> None:
     assert one != two
     assert one.startswith("pod_")
     assert len(one) == len("pod_") + 36
+
+
+def test_a_replica_without_identity_is_refused(server: FakeApiServer) -> None:
+    """E1"""
+    with pytest.raises(InvalidSettings, match="identity"):
+        Replica(server, identity="")
 
 
 async def test_a_blocked_main_loop_costs_no_leadership(server: FakeApiServer) -> None:
@@ -186,7 +202,7 @@ async def test_release_while_connecting_does_not_wait(server: FakeApiServer) -> 
         raise AssertionError
 
     replica = Replica(server)
-    replica.elector._connect = hang
+    replica.elector.connect = hang
     replica.elector.start()
     await in_time(connecting.is_set)
     with capture_logs() as logs:
@@ -205,7 +221,7 @@ async def test_release_leaves_behind_what_does_not_end(server: FakeApiServer) ->
         closing.set()
         await asyncio.get_running_loop().run_in_executor(None, let_go.wait)
 
-    replica = Replica(server, clock, lease_seconds=15, renew_deadline=10, retry=2)
+    replica = Replica(server, clock, lease=15, renew_deadline=10, retry=2)
     replica.client.close = hang  # type: ignore[method-assign]
     replica.elector.start()
     threads = tuple(replica.elector._threads)
@@ -233,7 +249,7 @@ async def test_release_before_start_is_nothing(server: FakeApiServer) -> None:
 async def test_health_fails_when_the_leader_has_long_not_renewed(server: FakeApiServer) -> None:
     """E21: lease + 20 s."""
     clock = FakeClock()
-    replica = Replica(server, clock, lease_seconds=15, renew_deadline=10, retry=2)
+    replica = Replica(server, clock, lease=15, renew_deadline=10, retry=2)
     replica.elector._candidacy._renewed_at = clock.monotonic()
     await clock.advance(35)
     assert replica.elector.health() is None
@@ -241,10 +257,43 @@ async def test_health_fails_when_the_leader_has_long_not_renewed(server: FakeApi
     assert replica.elector.health() == "leading, but the Lease was last renewed 36 s ago"
 
 
+async def test_a_new_leader_is_told_in_the_main_loop(server: FakeApiServer) -> None:
+    """E20, P17: the first one too; what hears of it cannot disturb the election."""
+    threads: list[str] = []
+    told = asyncio.Event()
+
+    def fail(_: str) -> None:
+        threads.append(threading.current_thread().name)
+        told.set()
+        raise ZeroDivisionError
+
+    raised: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
+    async with Replica(server, on_new_leader=fail) as elector:
+        await elector.acquired()
+        await told.wait()
+        assert elector.is_leader
+    assert threads == [threading.current_thread().name]
+    assert isinstance(raised[0]["exception"], ZeroDivisionError)
+
+
+async def test_the_end_is_told_once_on_every_exit(server: FakeApiServer) -> None:
+    """E20: on_stopped, whose name here is ``lost``."""
+    replica = Replica(server)
+    async with replica as elector:
+        await elector.acquired()
+        end = asyncio.ensure_future(elector.lost())
+        await asyncio.sleep(0)
+        assert not end.done()
+    assert isinstance(await end, LeadershipLost)
+    assert await end is await elector.lost()
+    assert replica.leaders == [elector.identity]
+
+
 async def test_the_watchdog_judges_when_the_elector_cannot(server: FakeApiServer) -> None:
     """E17: after a suspension no write passes, and the main loop hears of it."""
     clock = Suspendable()
-    replica = Replica(server, clock, watchdog_seconds=0.01)
+    replica = Replica(server, clock, watch=0.01)
     with capture_logs():
         async with replica as elector:
             await elector.acquired()
@@ -254,20 +303,23 @@ async def test_the_watchdog_judges_when_the_elector_cannot(server: FakeApiServer
                 elector.fence()
             async with asyncio.timeout(5):
                 assert isinstance(await elector.lost(), LeadershipLost)
-    assert replica.exits == []
+            clock.skipped += 100
+            looks = clock.looks
+            await in_time(lambda: clock.looks > looks + 4)
+    assert replica.exits == [], "the main loop did react"
 
 
 async def test_the_process_ends_when_the_main_loop_does_not_react(server: FakeApiServer) -> None:
-    """E17"""
+    """E17: validity ended long ago, so a second after the loss."""
     clock = Suspendable()
-    replica = Replica(server, clock, watchdog_seconds=0.01)
+    replica = Replica(server, clock, watch=0.01)
     with capture_logs():
         async with replica as elector:
             await elector.acquired()
             clock.skipped = 30
             while elector.is_leader:
                 time.sleep(0.01)  # noqa: ASYNC251 - the main loop does not react
-            clock.skipped = 60
+            clock.skipped += 1
             while not replica.exits:
                 time.sleep(0.01)  # noqa: ASYNC251
     assert replica.exits == [1]
@@ -277,6 +329,8 @@ class Suspendable(SystemClock):
     """A boot clock that a test moves on."""
 
     skipped = 0.0
+    looks = 0
 
     def monotonic(self) -> float:
+        self.looks += threading.current_thread().name == "elector-watchdog"
         return super().monotonic() + self.skipped

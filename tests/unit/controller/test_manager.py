@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -13,150 +11,40 @@ from structlog.testing import capture_logs
 
 from kaito.api.meta import Key
 from kaito.controller.controller import Controller
-from kaito.controller.manager import Manager
 from kaito.controller.probes import Probes
 from kaito.controller.result import Result
-from kaito.errors import InvalidSettings, KaitoError, LeadershipLost, StopTimeout, SyncTimeout
+from kaito.errors import InvalidSettings, LeadershipLost, StopTimeout, SyncTimeout
+from kaito.informers.handlers import Change
 from kaito.informers.informer import Informer
 from tests.fakes.clock import FakeClock, settle
-from tests.unit.controller.fakes import FakeInformer
+from tests.unit.controller.fakes import FakeInformer, Thing
+from tests.unit.controller.stage import FakeInformers, Stage
 
-
-class Stage:
-    """A manager with every part faked, and a diary of what happened."""
-
-    def __init__(self, clock: FakeClock, **settings: Any) -> None:
-        self.diary: list[str] = []
-        self.synced = asyncio.Event()
-        self.won = asyncio.Event()
-        self.over: asyncio.Future[KaitoError] = asyncio.get_running_loop().create_future()
-        self.informers: list[FakeInformer] = []
-        self.stop = asyncio.Event()
-        self.manager = Manager(clock=clock, **settings)
-
-    @classmethod
-    def whole(cls, clock: FakeClock, **settings: Any) -> Stage:
-        stage = cls(clock)
-        stage.manager = Manager(
-            clock=clock,
-            elector=cast(Any, FakeElector(stage)),
-            probes=cast(Any, FakeProbes(stage)),
-            recorder=cast(Any, FakeRecorder(stage)),
-            **settings,
-        )
-        stage.manager.add_informers(cast(Any, FakeInformers(stage)))
-        stage.manager.add_runnable("always", stage.runs("always"), leader_only=False)
-        stage.manager.add_runnable("leading", stage.runs("leading"), leader_only=True)
-        return stage
-
-    def runs(self, name: str) -> Callable[[], Awaitable[None]]:
-        async def run() -> None:
-            self.diary.append(f"{name} started")
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.diary.append(f"{name} stopped")
-
-        return run
-
-    @asynccontextmanager
-    async def running(self, said: list[Any] | None = None) -> AsyncIterator[asyncio.Task[None]]:
-        """Stops the manager in the end; its error is the block's. ``said``: gets the log."""
-        with capture_logs() as logs:
-            task = asyncio.get_running_loop().create_task(self.manager.run(self.stop))
-            await settle()
-            try:
-                yield task
-            finally:
-                self.stop.set()
-            try:
-                await task
-            finally:
-                if said is not None:
-                    said += logs
-
-
-class FakeElector:
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    def start(self) -> None:
-        self.stage.diary.append("campaign started")
-
-    async def acquired(self) -> None:
-        await self.stage.won.wait()
-
-    async def lost(self) -> KaitoError:
-        return await asyncio.shield(self.stage.over)
-
-    async def release(self) -> None:
-        self.stage.diary.append("lease released")
-
-    def health(self) -> str | None:
-        return None
-
-
-class FakeProbes:
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.checks: dict[str, Callable[[], str | None]] = {}
-        self.is_up = False
-
-    def add_liveness(self, name: str, check: Callable[[], str | None]) -> None:
-        self.checks[name] = check
-
-    add_readiness = add_liveness
-
-    def start(self) -> None:
-        self.is_up = True
-        self.stage.diary.append("probes started")
-
-    def stop(self) -> None:
-        if self.is_up:
-            self.stage.diary.append("probes stopped")
-        self.is_up = False
-
-
-class FakeRecorder:
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    async def run(self) -> None:
-        await asyncio.Event().wait()
-
-    async def flush(self, timeout: float) -> None:
-        self.stage.diary.append(f"events flushed within {timeout:g} s")
-
-
-class FakeInformers:
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.run = stage.runs("caches")
-
-    def __iter__(self) -> Iterator[Informer[Any]]:
-        return iter(cast(list[Any], self.stage.informers))
-
-    async def wait_synced(self, timeout: float) -> None:
-        await self.stage.synced.wait()
-
-
-START = ["probes started", "caches started", "always started", "campaign started"]
+START = [
+    "probes started",
+    "collector paused",
+    "caches started",
+    "collector settled",
+    "always started",
+    "campaign started",
+]
 STOP = [
     "leading stopped",
     "always stopped",
     "caches stopped",
     "probes stopped",
     "events flushed within 5 s",
+    "collector closed",
     "lease released",
 ]
 
 
 async def test_everything_starts_and_stops_in_order(clock: FakeClock) -> None:
-    """M1, M5: each group waits for the one before; the Lease goes last."""
+    """M1, M5, S18: each group waits for the one before; the Lease goes last."""
     threads = threading.active_count()
     stage = Stage.whole(clock)
     async with stage.running():
-        assert stage.diary == START[:2]
+        assert stage.diary == START[:3]
         stage.synced.set()
         await settle()
         assert stage.diary == START
@@ -183,7 +71,7 @@ async def test_stopped_before_the_caches_synced(clock: FakeClock) -> None:
     stage = Stage.whole(clock)
     async with stage.running():
         pass
-    assert stage.diary == [*START[:2], "caches stopped", "probes stopped", "lease released"]
+    assert stage.diary == [*START[:3], *STOP[2:]]
 
 
 async def test_without_election_the_leader_only_start_at_once(clock: FakeClock) -> None:
@@ -239,6 +127,80 @@ async def test_caches_that_do_not_sync_fail_the_start(clock: FakeClock) -> None:
     assert stage.diary == ["caches started", "caches stopped"]
 
 
+async def test_a_start_that_fails_names_the_controllers_that_waited(clock: FakeClock) -> None:
+    """C2: beside the kind and the last reason, which the caches tell."""
+
+    class Late(FakeInformers):
+        async def wait_synced(self, timeout: float) -> None:
+            raise SyncTimeout("nodes: 403 list nodes")
+
+    stage = Stage(clock)
+    stage.manager.add_informers(cast(Any, Late(stage)))
+    for name, synced in (("waiting", False), ("content", True)):
+        controller = busy_controller(clock, asyncio.Event(), name)
+        controller.watch(cast(Any, FakeInformer(synced=synced)), lambda _: None)
+        stage.manager.add_controller(controller)
+    with pytest.raises(SyncTimeout, match=r"403 list nodes; not started: controller waiting$"):
+        async with stage.running():
+            pass
+
+
+async def test_caches_share_one_limit(clock: FakeClock) -> None:
+    """M2: they sync in parallel; who waits second has what the first has left."""
+
+    class Slow(FakeInformers):
+        async def wait_synced(self, timeout: float) -> None:
+            self.stage.diary.append(f"waits {timeout:g} s")
+            await clock.sleep(50)
+
+    stage = Stage(clock)
+    for _ in range(2):
+        stage.manager.add_informers(cast(Any, Slow(stage)))
+    async with stage.running():
+        await clock.advance(100)
+    assert stage.diary[:4] == ["caches started"] * 2 + ["waits 120 s", "waits 70 s"]
+
+
+async def test_a_fault_in_the_start_stops_in_order_too(clock: FakeClock) -> None:
+    """M4, P7"""
+
+    class Broken(FakeInformers):
+        async def wait_synced(self, timeout: float) -> None:
+            raise ZeroDivisionError
+
+    stage = Stage(clock)
+    stage.manager.add_informers(cast(Any, Broken(stage)))
+    with pytest.raises(ZeroDivisionError):
+        async with stage.running():
+            pass
+    assert stage.diary == ["caches started", "caches stopped"]
+
+
+async def test_a_standby_keeps_caches_and_takes_over_without_a_list(clock: FakeClock) -> None:
+    """M2: the queue is filled from the cache; until then no worker runs."""
+    stage = Stage.whole(clock)
+    seen: list[Key] = []
+
+    async def reconcile(key: Key) -> Result:
+        seen.append(key)
+        return Result()
+
+    cache = FakeInformer()
+    cache.tell(Change(None, Thing("a")))
+    controller = Controller("things", reconcile, clock=clock)
+    controller.watch(cast(Informer[Any], cache), lambda change: [change.obj.metadata.key])
+    stage.manager.add_controller(controller)
+    stage.synced.set()
+    async with stage.running():
+        cache.tell(Change(None, Thing("b")))
+        await settle()
+        assert seen == []
+        stage.won.set()
+        await settle(60)
+        assert sorted(seen) == [("default", "a"), ("default", "b")]
+        assert stage.diary.count("caches started") == 1
+
+
 async def test_the_first_error_stops_everything_and_is_raised(clock: FakeClock) -> None:
     """M4: later ones are logged only."""
     stage = Stage.whole(clock)
@@ -258,7 +220,7 @@ async def test_the_first_error_stops_everything_and_is_raised(clock: FakeClock) 
     with pytest.raises(ZeroDivisionError):
         async with stage.running():
             await settle(60)
-    assert stage.diary[-5:] == STOP[1:]
+    assert stage.diary[-6:] == STOP[1:]
 
 
 async def test_a_runnable_that_ends_by_itself_is_an_error(clock: FakeClock) -> None:
@@ -399,12 +361,13 @@ async def test_a_manager_runs_once(clock: FakeClock) -> None:
 
 
 async def test_a_port_in_use_fails_before_anything_starts(clock: FakeClock) -> None:
-    """M11, M13"""
-    stage = Stage(clock, probes=Probes(health_address="0", metrics_address="nowhere"))
-    stage.manager.add_runnable("always", stage.runs("always"), leader_only=False)
-    with pytest.raises(InvalidSettings):
+    """M11, M13: it alone is told."""
+    stage = Stage.whole(clock)
+    stage.manager.probes = Probes(health_address="0", metrics_address="nowhere")
+    with capture_logs() as logs, pytest.raises(InvalidSettings):
         await stage.manager.run(stage.stop)
-    assert stage.diary == []
+    assert not any(line.endswith("started") for line in stage.diary)
+    assert logs == []
 
 
 async def test_being_cancelled_it_stops_in_order_too(clock: FakeClock) -> None:
@@ -417,30 +380,3 @@ async def test_being_cancelled_it_stops_in_order_too(clock: FakeClock) -> None:
         await settle()
         task.cancel()
     assert stage.diary == [*START, "leading started", *STOP]
-
-
-async def test_readiness_says_which_cache_is_missing_or_stale(clock: FakeClock) -> None:
-    """M9, M14: also one whose CRD vanished, unless it is optional; a standby is ready."""
-    stage = Stage(clock)
-    probes = FakeProbes(stage)
-    stage.manager = Manager(clock=clock, probes=cast(Any, probes))
-    stage.manager.add_informers(cast(Any, FakeInformers(stage)))
-    optional, missing = FakeInformer(synced=False), FakeInformer(synced=False)
-    optional.optional, optional.is_served = True, False
-    missing.last_error = "403 list things"
-    stage.informers += [optional, missing]
-    stage.synced.set()
-    async with stage.running():
-        ready = probes.checks["caches"]
-        assert ready() == "waiting for cache: things (403 list things)"
-        missing.synced.set()
-        assert ready() is None
-        missing.silent, missing.last_error = 200, None
-        assert ready() == "waiting for cache: things (no answer for 200 s)"
-        missing.is_served, missing.silent = False, 0.0
-        assert ready() == "waiting for cache: things (not served)"
-        missing.last_error = "404 list things"
-        assert ready() == "waiting for cache: things (404 list things)"
-        missing.is_served = True
-        assert ready() is None
-        assert probes.checks["loop"]() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from kaito.clock import SystemClock
+from kaito.controller.looplag import LoopWatch
 from kaito.controller.probes import Probes, _Server
 from kaito.errors import InvalidSettings
 
@@ -107,7 +110,7 @@ def test_0_is_off() -> None:
 
 @pytest.mark.parametrize("flag", ["--health-probe-bind-address", "--metrics-bind-address"])
 def test_a_port_in_use_names_flag_and_address(flag: str) -> None:
-    """M11, M13: and the other server does not stay behind."""
+    """M11, M13: names the variable too; and the other server does not stay behind."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         is_health = flag == "--health-probe-bind-address"
@@ -115,7 +118,7 @@ def test_a_port_in_use_names_flag_and_address(flag: str) -> None:
             health_address=address if is_health else "127.0.0.1:0",
             metrics_address="127.0.0.1:0" if is_health else address,
         )
-        with pytest.raises(InvalidSettings, match=f"{flag}.*{address}"):
+        with pytest.raises(InvalidSettings, match=rf"{flag} \(KAITO_\w+_ADDRESS\).*{address}"):
             probes.start()
     assert (probes.health_port, probes.metrics_port) == (0, 0)
 
@@ -162,6 +165,61 @@ def test_a_client_that_hangs_up_leaves_no_traceback(
     assert [entry["log_level"] for entry in logs] == ["debug"]
 
 
+async def test_a_stalled_loop_answers_500_instead_of_nothing(probes: Probes) -> None:
+    """C19, M9, M10: this loop stands while it asks its own probe."""
+    clock = Skipping()
+    watch = LoopWatch(clock=clock)
+    probes.add_liveness("loop", watch.health)
+    with serving(probes), capture_logs():
+        watch.start()
+        assert get(probes.health_port, "/healthz") == (200, "ok")
+        clock.skipped = 6
+        status, text = get(probes.health_port, "/healthz")
+        watch.stop()
+    assert status == 500
+    assert text.startswith("[-]loop failed: the event loop is held since ")
+
+
+class Skipping(SystemClock):
+    """A boot clock that a test moves on."""
+
+    skipped = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.skipped
+
+
+def test_a_client_that_keeps_silent_holds_up_neither_the_others_nor_the_stop(
+    probes: Probes,
+) -> None:
+    """M7, M10"""
+    with serving(probes), socket.create_connection(("127.0.0.1", probes.health_port)):
+        assert get(probes.health_port, "/healthz") == (200, "ok")
+
+
+def test_without_descriptors_it_waits_and_goes_on() -> None:
+    """M10: and does not spin meanwhile."""
+
+    class Full(_Server):
+        tries = 3
+
+        def get_request(self) -> Any:
+            if self.tries:
+                self.tries -= 1
+                self.socket.accept()[0].close()
+                raise OSError(errno.EMFILE, "too many open files")
+            return super().get_request()
+
+    server = Full(socket.create_server(("127.0.0.1", 0)), lambda *_: (200, "text/plain", b"ok"))
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as it comes
+                get(server.server_port, "/")
+        assert get(server.server_port, "/") == (200, "ok")
+    finally:
+        server.end()
+
+
 def test_a_thread_that_cannot_be_started_costs_one_request() -> None:
     """M10: the next probe is answered."""
 
@@ -180,7 +238,7 @@ def test_a_thread_that_cannot_be_started_costs_one_request() -> None:
             with pytest.raises(OSError):  # noqa: PT011 - closed or reset, as it comes
                 get(server.server_port, "/")
             assert get(server.server_port, "/") == (200, "ok")
-        assert [entry["event"] for entry in logs] == ["request dropped"]
+        assert [entry["event"] for entry in logs] == ["request failed"]
     finally:
         server.end()
 

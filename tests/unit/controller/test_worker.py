@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -15,8 +16,8 @@ from structlog.testing import capture_logs
 from kaito.api.meta import Key
 from kaito.controller.backoff import ExponentialBackoff
 from kaito.controller.result import Result
-from kaito.controller.worker import Outcome, WorkerMetrics, process
-from kaito.controller.workqueue import WorkQueue
+from kaito.controller.worker import Outcome, Worker
+from kaito.controller.workqueue import LOW_PRIORITY, WorkQueue
 from kaito.errors import (
     After,
     Conflict,
@@ -40,15 +41,16 @@ class Bench:
         self.queue: WorkQueue[Key] = WorkQueue(
             clock=clock, limiter=ExponentialBackoff(clock=clock, jitter=0), strict=True
         )
-        self.metrics = WorkerMetrics(name)
+        self.worker = Worker(name, returns(Result()), self.queue, clock, timeout=120)
 
-    async def run(self, reconcile: Callable[[Key], Awaitable[Result]]) -> Outcome:
-        self.queue.add(KEY)
+    async def run(
+        self, reconcile: Callable[[Key], Awaitable[Result]], priority: int = 0
+    ) -> Outcome:
+        self.worker.reconcile = reconcile
+        self.queue.add(KEY, priority)
         await self.queue.get()
         try:
-            return await process(
-                KEY, reconcile, self.queue, clock=self.clock, timeout=120, metrics=self.metrics
-            )
+            return await self.worker.process(KEY)
         finally:
             self.queue.done(KEY)
 
@@ -56,9 +58,10 @@ class Bench:
         """Seconds until the key is ready again, None when nothing is waiting."""
         if len(self.queue):
             return 0.0
-        if not self.queue._delayed:
-            return None
-        return self.queue._delayed[KEY].due - self.clock.monotonic()
+        entry = self.queue._entries.get(KEY)
+        return (
+            None if entry is None or entry.wish is None else entry.wish.due - self.clock.monotonic()
+        )
 
     def count(self, metric: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(metric, {"controller": self.name, **labels}) or 0
@@ -89,6 +92,15 @@ def raises(error: BaseException) -> Callable[[Key], Awaitable[Result]]:
         pytest.param(returns(Result()), "success", None, 0, id="ok"),
         pytest.param(returns(Result(30)), "requeue_after", 30, 0, id="requeue_after"),
         pytest.param(returns(Result(0)), "requeue_after", 0, 0, id="requeue now"),
+        pytest.param(returns(Result(requeue=True)), "requeue", 0.02, 3, id="requeue"),
+        pytest.param(
+            returns(Result(30, requeue=True)), "requeue_after", 30, 0, id="requeue_after goes first"
+        ),
+        pytest.param(
+            returns(Result(failure=TooManyRequests("t", retry_after=7), requeue=True)),
+            *("error", 7, 2),
+            id="an error goes before a result",
+        ),
         pytest.param(raises(Conflict("c")), "error", 0.02, 3, id="backoff"),
         pytest.param(raises(Forbidden("f")), "error", 1, 3, id="backoff, not at once"),
         pytest.param(raises(TooManyRequests("t", retry_after=7)), "error", 7, 2, id="after"),
@@ -117,7 +129,43 @@ async def test_an_outcome_puts_the_key_where_it_belongs(
         bench.queue._limiter.when(KEY)
     assert await bench.run(reconcile) == outcome
     assert await bench.due_in() == pytest.approx(due)
-    assert bench.queue._limiter.num_requeues(KEY) == requeues
+    assert bench.queue.num_requeues(KEY) == requeues
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Result(1),
+        Result(requeue=True),
+        Result(failure=Conflict("c")),
+        Result(failure=TooManyRequests("t", retry_after=1)),
+        Result(1, failure=InvalidPreset("i")),
+    ],
+    ids=["requeue_after", "requeue", "backoff", "after", "never, with a wish"],
+)
+@pytest.mark.parametrize(("said", "kept"), [(None, LOW_PRIORITY), (7, 7), (0, 0)])
+async def test_a_retry_keeps_its_priority_unless_the_result_says_otherwise(
+    bench: Bench, clock: FakeClock, wish: Result, said: int | None, kept: int
+) -> None:
+    """Q2, Q3"""
+    await bench.run(returns(replace(wish, priority=said)), LOW_PRIORITY)
+    await clock.advance(1)
+    for priority in (kept + 1, kept):
+        bench.queue.add(("", str(priority)), priority)
+    order = [await bench.queue.get() for _ in range(3)]
+    assert order == [("", str(kept + 1)), KEY, ("", str(kept))]
+
+
+async def test_a_requeue_keeps_the_count_and_is_no_failure(bench: Bench) -> None:
+    """C3: each next look waits longer, until a run that asks for none."""
+    waits = []
+    for result in (Result(requeue=True), Result(requeue=True), Result(), Result(requeue=True)):
+        await bench.run(returns(result))
+        waits.append(await bench.due_in())
+        bench.queue.add(KEY)
+    assert waits == [pytest.approx(0.005), pytest.approx(0.01), None, pytest.approx(0.005)]
+    assert bench.count("controller_runtime_reconcile_total", result="requeue") == 3
+    assert bench.count("controller_runtime_reconcile_errors_total") == 0
 
 
 async def test_backoff_grows_until_a_run_without_error(bench: Bench) -> None:
@@ -151,6 +199,16 @@ async def test_attempts_count_on_whatever_the_errors_wait(bench: Bench) -> None:
         await bench.run(returns(Result()))
         await bench.run(slow)
     assert [entry["attempt"] for entry in logs] == [1, 2, 3, 4, 1]
+
+
+async def test_failures_of_a_key_nobody_tries_are_forgotten(bench: Bench, clock: FakeClock) -> None:
+    """L6: also those that no wait of the limiter was for."""
+    with capture_logs() as logs:
+        for _ in range(2):
+            await bench.run(raises(InvalidPreset("i")))
+        await clock.advance(2001)
+        await bench.run(raises(InvalidPreset("i")))
+    assert [entry["attempt"] for entry in logs] == [1, 2, 1]
 
 
 async def test_outcomes_are_counted_from_zero(bench: Bench) -> None:
@@ -211,7 +269,7 @@ async def test_cancellation_by_stop_passes_and_is_no_failure(bench: Bench) -> No
         await settle()
         run.cancel()
     assert run.cancelled()
-    assert bench.queue.processing == ()
+    assert not bench.queue._in_process
     assert bench.count("controller_runtime_reconcile_errors_total") == 0
 
 

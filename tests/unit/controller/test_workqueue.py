@@ -8,11 +8,11 @@ import random
 import weakref
 
 import pytest
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from kaito.controller.backoff import ExponentialBackoff
-from kaito.controller.workqueue import LOW_PRIORITY, QueueMetrics, Shutdown, WorkQueue
+from kaito.controller.workqueue import LOW_PRIORITY, Shutdown, WorkQueue
+from kaito.metrics import QueueSeries
 from tests.fakes.clock import FakeClock, settle
 
 STOP = Shutdown.SHUTDOWN
@@ -81,6 +81,16 @@ async def test_no_key_is_ever_in_two_hands(queue: WorkQueue[str]) -> None:
     assert len(seen) == 40
 
 
+async def test_only_ready_keys_are_counted(queue: WorkQueue[str]) -> None:
+    """Q2: not those in process, parked or waiting for their time."""
+    for key in ("parked", "held", "ready"):
+        queue.add(key)
+    queue.add_after("waiting", 5)
+    queue.park(str(await queue.get()))
+    await queue.get()
+    assert len(queue) == 1
+
+
 async def test_higher_priority_goes_first_and_equals_in_order(queue: WorkQueue[str]) -> None:
     """Q2"""
     queue.add("initial-1", LOW_PRIORITY)
@@ -101,17 +111,46 @@ async def test_a_higher_priority_raises_to_the_end_of_its_level(queue: WorkQueue
     assert await take_all(queue) == ["x", "b", "a", "c"]
 
 
-async def test_a_retry_keeps_the_priority_of_its_run(
+async def test_a_key_in_process_or_waiting_is_raised_too(
     queue: WorkQueue[str], clock: FakeClock
 ) -> None:
-    """Q3"""
+    """Q3: whichever of its adds was the urgent one."""
+    queue.add("held")
+    await queue.get()
+    for priority in (LOW_PRIORITY, 5, 0):
+        queue.add("held", priority)
+    queue.add_after("later", 1, priority=3)
+    queue.add_after("later", 9, priority=4)
+    queue.add_after("sooner", 9, priority=2)
+    queue.add_after("sooner", 1)
+    await clock.advance(1)
+    queue.add("plain", 1)
+    queue.done("held")
+    assert await take_all(queue) == ["held", "later", "sooner", "plain"]
+
+
+@pytest.mark.parametrize(("said", "order"), [(None, ["normal", "low"]), (1, ["low", "normal"])])
+async def test_a_retry_keeps_the_priority_of_its_run(
+    queue: WorkQueue[str], clock: FakeClock, said: int | None, order: list[str]
+) -> None:
+    """Q3: unless the result says otherwise."""
     queue.add("low", LOW_PRIORITY)
     await queue.get()
-    queue.add_rate_limited("low")
+    queue.add_rate_limited("low", said)
     queue.done("low")
     await clock.advance(1)
     queue.add("normal")
-    assert await take_all(queue) == ["normal", "low"]
+    assert await take_all(queue) == order
+
+
+async def test_priorities_do_not_pile_up(queue: WorkQueue[str]) -> None:
+    """Q2, Q14: results may set any number; a level goes when it is empty and passed by."""
+    for priority in range(1000):
+        queue.add(f"k{priority}", priority)
+    assert (await take_all(queue))[0] == "k999"
+    queue.add("a")
+    await queue.get()
+    assert len(queue._levels) == len(queue._order) <= 2
 
 
 async def test_a_delay_of_nothing_adds_now(queue: WorkQueue[str]) -> None:
@@ -128,9 +167,9 @@ async def test_of_several_wishes_the_earliest_wins(
     """Q4, Q5: shortening takes effect at once, lengthening not at all."""
     for delay in delays:
         queue.add_after("a", delay)
-    await clock.advance(4.9)
+    await clock.advance(4.999)
     assert len(queue) == 0
-    await clock.advance(0.2)
+    await clock.advance(0.001)
     assert await take_all(queue) == ["a"]
     await clock.advance(100)
     assert len(queue) == 0
@@ -174,6 +213,16 @@ async def test_waiting_keys_become_ready_in_due_order(
     assert await take_all(queue) == ["d"]
 
 
+async def test_a_key_takes_its_place_at_its_time(queue: WorkQueue[str], clock: FakeClock) -> None:
+    """Q5: among keys that were ready before and keys that came after."""
+    queue.add_after("due", 2)
+    queue.add_after("twin", 2)
+    queue.add("before")
+    await clock.advance(2)
+    queue.add("after")
+    assert await take_all(queue) == ["before", "due", "twin", "after"]
+
+
 async def test_one_timer_serves_all_delays(queue: WorkQueue[str], clock: FakeClock) -> None:
     """Q6: 2,000 waiting keys, one live timer."""
     delays = list(range(1, 2001))
@@ -188,6 +237,11 @@ async def test_overtaken_wishes_do_not_pile_up(queue: WorkQueue[str]) -> None:
     for i in range(10_000):
         queue.add_after("a", 1_000_000 - i)
     assert len(queue._heap) < 200
+    queue.add("a")
+    await queue.get()
+    queue.add("a")
+    queue.add("a")
+    assert queue._overtaken == len(queue._heap), "a wish that only waits for done is in no heap"
 
 
 async def test_with_keys_present_no_getter_sleeps(queue: WorkQueue[str]) -> None:
@@ -219,6 +273,20 @@ async def test_with_keys_present_no_getter_sleeps(queue: WorkQueue[str]) -> None
             await settle(2)
         rest = await take_all(queue)
     assert sorted([*taken, *rest]) == sorted(f"k{i}" for i in range(added))
+
+
+async def test_each_of_ten_thousand_getters_gets_its_key(queue: WorkQueue[str]) -> None:
+    """Q7: the first half is cancelled, the others are served in the order they came."""
+    async with asyncio.TaskGroup() as group:
+        getters = [group.create_task(queue.get()) for _ in range(10_000)]
+        await settle()
+        for getter in getters[:5000]:
+            getter.cancel()
+        for i in range(5000):
+            queue.add(f"k{i}")
+        await settle()
+        assert not queue._getters
+    assert [getter.result() for getter in getters[5000:]] == [f"k{i}" for i in range(5000)]
 
 
 async def test_a_key_survives_a_timeout_in_the_turn_it_arrives(queue: WorkQueue[str]) -> None:
@@ -285,6 +353,50 @@ async def test_drain_hands_out_what_is_queued_and_readded(queue: WorkQueue[str])
     assert [task.result() for task in waiting] == ["a", STOP]
 
 
+async def test_drain_knows_what_was_added_before_it(queue: WorkQueue[str]) -> None:
+    """Q10, Q14: again and at once: handed out; again and later: dropped, and nothing remains."""
+    for key in ("now", "later"):
+        queue.add(key)
+        await queue.get()
+    queue.add_after("now", 0)
+    queue.add_after("later", 5)
+    queue.shutdown(drain=True)
+    queue.done("now")
+    queue.done("later")
+    assert await take_all(queue) == ["now"]
+    assert await queue.get() is STOP
+    assert not queue._entries
+
+
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_stop_at_any_moment_ends_all_workers(
+    queue: WorkQueue[str], drain: bool, turns: int
+) -> None:
+    """Q10, Q11: none waits for ever, whatever was handed out, added or cancelled meanwhile."""
+
+    async def work() -> None:
+        while (key := await queue.get()) is not STOP:
+            assert isinstance(key, str)
+            await asyncio.sleep(0)
+            queue.add(key)
+            queue.add_after(key, 1)
+            await asyncio.sleep(0)
+            queue.done(key)
+            if queue._stopped:
+                queue.shutdown()  # what was added again would never end
+
+    async with asyncio.TaskGroup() as group:
+        workers = [group.create_task(work()) for _ in range(4)]
+        queue.add("a")
+        queue.add("b")
+        await settle(turns)
+        workers[turns % 4].cancel()
+        queue.shutdown(drain=drain)
+        await settle(50)
+        assert all(worker.done() for worker in workers)
+
+
 async def test_a_plain_stop_aborts_a_drain(queue: WorkQueue[str]) -> None:
     """Q10"""
     queue.add("a")
@@ -304,11 +416,25 @@ async def test_rate_limited_adds_wait_longer_each_time(
     """Q12: forget resets the count only."""
     queue.add_rate_limited("a")
     queue.add_rate_limited("a")
-    assert queue._limiter.num_requeues("a") == 2
+    assert queue.num_requeues("a") == 2
     queue.forget("a")
-    assert queue._limiter.num_requeues("a") == 0
+    assert queue.num_requeues("a") == 0
     await clock.advance(0.005)
     assert await take_all(queue) == ["a"]
+
+
+async def test_each_key_of_a_batch_has_a_delay_of_its_own(
+    queue: WorkQueue[str], clock: FakeClock
+) -> None:
+    """Q12"""
+    for _ in range(3):
+        queue._limiter.when("often")
+    for key in ("often", "first", "second"):
+        queue.add_rate_limited(key)
+    await clock.advance(0.005)
+    assert await take_all(queue) == ["first", "second"]
+    await clock.advance(0.035)
+    assert await take_all(queue) == ["often"]
 
 
 async def test_done_of_a_key_not_in_process_is_told(
@@ -328,7 +454,7 @@ async def test_nothing_of_a_key_remains(clock: FakeClock) -> None:
     class Name:
         pass
 
-    queue: WorkQueue[Name] = WorkQueue(clock=clock, metrics=QueueMetrics("references"))
+    queue: WorkQueue[Name] = WorkQueue(clock=clock, metrics=QueueSeries("references"))
     key = Name()
     seen = weakref.ref(key)
     queue.add_rate_limited(key)
@@ -341,7 +467,6 @@ async def test_nothing_of_a_key_remains(clock: FakeClock) -> None:
     queue.park(key)
     queue.unpark(key)
     await queue.get()
-    queue.count_failure(key)
     queue.done(key)
     queue.forget(key)
     del key
@@ -358,7 +483,7 @@ async def test_a_parked_key_is_held_back_until_released(queue: WorkQueue[str]) -
     queue.park("a")
     queue.add("a")
     queue.add_after("a", 1)
-    assert queue.processing == ()
+    assert not queue._in_process
     assert len(queue) == 1
     queue.unpark("a")
     queue.unpark("a")
@@ -373,78 +498,3 @@ async def test_a_parked_key_is_dropped_by_a_stop(queue: WorkQueue[str]) -> None:
     queue.park("a")
     queue.unpark("a")
     assert await queue.get() is STOP
-
-
-def sample(metric: str, name: str, **labels: str) -> float:
-    value = REGISTRY.get_sample_value(metric, {"name": name, "controller": name, **labels})
-    assert value is not None
-    return value
-
-
-async def test_metrics_follow_a_key_through_the_queue(clock: FakeClock) -> None:
-    """Q16: repeated adds count once, a waiting key when it is ready."""
-    queue: WorkQueue[str] = WorkQueue(clock=clock, metrics=QueueMetrics("q16"))
-    queue.add_after("a", 10)
-    assert sample("workqueue_retries_total", "q16") == 1
-    assert sample("workqueue_adds_total", "q16") == 0
-    await clock.advance(10)
-    queue.add("a")
-    queue.add("low", LOW_PRIORITY)
-    assert sample("workqueue_adds_total", "q16") == 2
-    assert sample("workqueue_depth", "q16", priority="0") == 1
-    assert sample("workqueue_depth", "q16", priority="-100") == 1
-    await clock.advance(2)
-    assert await queue.get() == "a"
-    assert sample("workqueue_depth", "q16", priority="0") == 0
-    assert sample("workqueue_queue_duration_seconds_sum", "q16") == 2
-    await clock.advance(3)
-    assert sample("workqueue_unfinished_work_seconds", "q16") == 3
-    assert sample("workqueue_longest_running_processor_seconds", "q16") == 3
-    queue.add("a")
-    queue.add("a")
-    queue.done("a")
-    assert sample("workqueue_work_duration_seconds_sum", "q16") == 3
-    assert sample("workqueue_adds_total", "q16") == 3
-    await clock.advance(1)
-    assert sample("workqueue_unfinished_work_seconds", "q16") == 0
-    assert all(timer.callback is None for _, _, timer in clock._timers)
-
-
-async def test_a_parked_key_is_counted_once(clock: FakeClock) -> None:
-    """Q15, Q16: one add, one wait, one piece of work, however often it was held back."""
-    queue: WorkQueue[str] = WorkQueue(clock=clock, metrics=QueueMetrics("held"))
-    queue.add("a")
-    await clock.advance(1)
-    await queue.get()
-    queue.park("a")
-    await clock.advance(5)
-    assert sample("workqueue_unfinished_work_seconds", "held") == 0
-    queue.unpark("a")
-    await queue.get()
-    await clock.advance(3)
-    queue.done("a")
-    assert sample("workqueue_adds_total", "held") == 1
-    assert sample("workqueue_queue_duration_seconds_count", "held") == 1
-    assert sample("workqueue_queue_duration_seconds_sum", "held") == 1
-    assert sample("workqueue_work_duration_seconds_count", "held") == 1
-    assert sample("workqueue_work_duration_seconds_sum", "held") == 3
-
-
-async def test_beyond_25_priorities_depth_shares_one_series(clock: FakeClock) -> None:
-    """Q16, M12: labels come from a closed set."""
-    queue: WorkQueue[str] = WorkQueue(clock=clock, metrics=QueueMetrics("many"))
-    for priority in range(1, 31):
-        queue.add(f"k{priority}", priority)
-    assert sample("workqueue_depth", "many", priority="24") == 1
-    assert sample("workqueue_depth", "many", priority="exceeded_cardinality_limit") == 6
-
-
-async def test_a_drain_leaves_no_timer_of_the_metrics(clock: FakeClock) -> None:
-    """Q11"""
-    queue: WorkQueue[str] = WorkQueue(clock=clock, metrics=QueueMetrics("drained"))
-    queue.add("a")
-    queue.shutdown(drain=True)
-    key = await queue.get()
-    assert key == "a"
-    queue.done("a")
-    assert all(timer.callback is None for _, _, timer in clock._timers)

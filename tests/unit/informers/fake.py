@@ -15,6 +15,7 @@ import msgspec
 from kaito.api.meta import ObjectMeta, View
 from kaito.errors import ApiError
 from kaito.kube.resources import Kind
+from tests.fakes.clock import settle
 
 
 class Thing(View):
@@ -96,7 +97,7 @@ class Feed:
     """One open watch: the test sends lines, ends it or breaks it."""
 
     def __init__(self, *lines: bytes) -> None:
-        self._queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
         self.is_closed = False
         self.send(*lines)
 
@@ -109,7 +110,7 @@ class Feed:
         self._queue.put_nowait(None)
         return self
 
-    def fail(self, error: Exception) -> Feed:
+    def fail(self, error: BaseException) -> Feed:
         self._queue.put_nowait(error)
         return self
 
@@ -120,7 +121,7 @@ class Feed:
         item = await self._queue.get()
         if item is None:
             raise StopAsyncIteration
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
         return item
 
@@ -132,8 +133,8 @@ class FakeKube:
     """
 
     def __init__(self) -> None:
-        self.pages: deque[Page | Exception] = deque()
-        self.feeds: deque[Feed | Exception] = deque()
+        self.pages: deque[Page | BaseException] = deque()
+        self.feeds: deque[Feed | BaseException] = deque()
         self.open: Feed = Feed()
         self.opened: list[Feed] = []
         self.asked: list[str] = []
@@ -141,6 +142,7 @@ class FakeKube:
         self.options: list[dict[str, Any]] = []
         self.version: tuple[int, int] | ApiError = (1, 30)
         self.hold: asyncio.Event | None = None  # no watch is answered before it is set
+        self.turns = 0  # of the loop before each answer
 
     async def server_version(self) -> tuple[int, int]:
         if isinstance(self.version, ApiError):
@@ -158,8 +160,9 @@ class FakeKube:
         version = query.get("resourceVersion", "-")
         self._note("next" if "continue" in query else "list", version, query)
         self.options.append({"namespace": namespace, "metadata_only": metadata_only})
+        await settle(self.turns)
         answer = self.pages.popleft()
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -178,8 +181,9 @@ class FakeKube:
         self.options.append({"namespace": namespace, "metadata_only": metadata_only})
         if self.hold is not None:
             await self.hold.wait()
+        await settle(self.turns)
         answer = self.feeds.popleft() if self.feeds else Feed()
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         self.open = answer
         self.opened.append(answer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import heapq
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -32,7 +34,7 @@ class Sink:
     def bookmark(self, resource_version: str) -> None:
         self.resource_version = resource_version
 
-    def replace(self, objects: Mapping[Key, Thing], resource_version: str) -> None:
+    async def replace(self, objects: Mapping[Key, Thing], resource_version: str) -> None:
         self.resource_version = resource_version
         self.seen.append("list " + " ".join(name for _, name in objects))
 
@@ -40,14 +42,38 @@ class Sink:
         self.not_served_times += 1
 
 
+class Clock(FakeClock):
+    """One that a test can also move without waiting for what it wakes."""
+
+    def skip(self) -> None:
+        """Move to the next timer, if there is one, and run it."""
+        if self._timers:
+            self._boot, _, timer = heapq.heappop(self._timers)
+            if timer.callback is not None:
+                timer.callback()
+
+    def spend(self, seconds: float) -> None:
+        """Time passes in the middle of a step."""
+        self._boot += seconds
+
+
 class Scene:
-    def __init__(self, **options) -> None:
-        self.clock = FakeClock()
+    """``cost``: seconds that decoding an object takes."""
+
+    def __init__(self, *, sink: Sink | None = None, cost: float = 0.0, **options) -> None:
+        self.clock = Clock()
         self.kube = FakeKube()
-        self.sink = Sink()
-        self.watcher = Watcher(
-            self.kube, THINGS, self.sink, clock=self.clock, chance=lambda: 0.0, **options
-        )
+        self.sink = sink or Sink()
+        self.decoded: list[bytes] = []
+        self._cost = cost
+        kind = dataclasses.replace(THINGS, decode=self._decode)
+        options = {"chance": lambda: 0.0} | options
+        self.watcher = Watcher(self.kube, kind, self.sink, clock=self.clock, **options)
+
+    def _decode(self, item: bytes) -> Thing:
+        self.clock.spend(self._cost)
+        self.decoded.append(item)
+        return THINGS.decode(item)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -34,13 +34,11 @@ OTHER = ("workspace", ("ns", "other"))
 class Scene:
     """The cache stands at version 5 and holds ``a`` at 1."""
 
-    def __init__(self, *, live: object = "no reader", namespace: str = "") -> None:
+    def __init__(self, *, live: object = "no reader", **options) -> None:
         self.clock = FakeClock()
         self.kube = FakeKube()
         self.kube.feeds.append(Feed(added("a", 1), bookmark(5, marker=True)))
-        self.informer: Informer[Thing] = Informer(
-            self.kube, THINGS, clock=self.clock, namespace=namespace
-        )
+        self.informer: Informer[Thing] = Informer(self.kube, THINGS, clock=self.clock, **options)
         self.live = live
         self.reads: list[str] = []
         reader = None if live == "no reader" else self.read
@@ -177,7 +175,7 @@ async def test_a_delete_is_seen_when_another_object_has_the_key():
     scene = Scene()
     async with scene.running():
         scene.wrote("a", "", deleted=True)
-        scene.informer.replace({("ns", "a"): thing("a", 9, uid="new")}, "9")
+        await scene.informer.scopes[0].replace({("ns", "a"): thing("a", 9, uid="new")}, "9")
         assert not scene.is_pending
 
 
@@ -192,7 +190,7 @@ async def test_a_delete_that_waits_for_finalizers_counts_as_an_update():
 
 async def test_kinds_and_namespaces_without_an_informer_are_not_waited_for():
     """A2, G17."""
-    scene = Scene(namespace="ns")
+    scene = Scene(namespaces=("ns",))
     other = Kind("ex.io", "v1", "Gadget", "gadgets", True, THINGS.decode)
     scene.freshness.record(ME, Written(other, "ns", "g", "u", "9"))
     scene.wrote("a", 9, namespace="far away")
@@ -271,23 +269,8 @@ async def test_a_cache_that_never_catches_up_lets_the_key_run_after_thirty_secon
         assert not scene.is_pending
         assert scene.woken == ["me"]
         assert timeouts() == before + 1  # not by write, and OTHER never waited
-        tracked = scene.freshness._kinds["things.ex.io"]
-        assert not tracked.versions
-        assert not tracked.others
+        assert not scene.freshness._writes
         assert scene.freshness._timer is None
-
-
-async def test_a_forgotten_key_waits_for_nothing_and_nobody_is_called():
-    scene = Scene()
-    async with scene.running():
-        scene.wrote("a", 7)
-        scene.wrote("b", "", deleted=True)
-        scene.wait()
-        scene.freshness.forget(ME)
-        assert not scene.is_pending
-        await scene.send(modified("a", 7), bookmark(9))
-        await scene.clock.advance(40)
-    assert scene.woken == []
 
 
 async def test_a_write_is_booked_to_the_reconcile_that_is_running():
@@ -360,7 +343,9 @@ async def test_a_list_that_shows_our_write_is_news():
     scene = Echoes()
     async with scene.running():
         scene.wrote("a", 9, exclusive=True)
-        scene.informer.replace({("ns", "a"): thing("a", 9, colour="by the user at 8")}, "9")
+        await scene.informer.scopes[0].replace(
+            {("ns", "a"): thing("a", 9, colour="by the user at 8")}, "9"
+        )
         assert not scene.is_pending
     assert scene.heard == ["news 1", "news 9"]
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from prometheus_client import REGISTRY
 
+from kaito.api.views import decode_owned
 from kaito.errors import InvalidRequest
-from kaito.informers.decoder import split_line
+from kaito.informers.decoder import Decoder
+from tests.fakes.clock import FakeClock
 from tests.unit.informers.fake import (
+    THINGS,
     Feed,
     Page,
     added,
@@ -117,4 +122,16 @@ async def test_items_of_built_in_lists_need_no_kind():
 )
 def test_a_line_is_cut_or_parsed_to_the_same_end(text, expected):
     """R34: the cut is a shortcut, not another grammar."""
-    assert split_line(text) == expected
+    assert Decoder(THINGS, clock=FakeClock(), metadata_only=False).split(text) == expected
+
+
+def test_kubectls_copy_of_the_manifest_is_not_kept():
+    """R33: as large as the object it is on; other annotations stay."""
+    copy = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "1"}
+    metadata = {"name": "a", "uid": "u", "resourceVersion": "5", "annotations": copy}
+    body = dump({"kind": "Thing", "apiVersion": "ex.io/v1", "metadata": metadata})
+    for kind in (THINGS, replace(THINGS, decode=decode_owned)):
+        obj = Decoder(kind, clock=FakeClock(), metadata_only=False).decode(body)
+        assert obj is not None
+        assert obj.metadata.annotations == {"mine": "1"}
+    assert obj.body["metadata"]["annotations"] == {"mine": "1"}

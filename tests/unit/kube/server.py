@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from kaito.kube.config import ClusterConfig
 
+_number = itertools.count()
 Answer = web.StreamResponse | Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -64,11 +66,14 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     handler = web.Server(server.handle, access_log=None, handler_cancellation=True)
     runner = web.ServerRunner(handler, shutdown_timeout=0.01)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    # Not all on one address: ports come back, and metrics are kept by address and port. The
+    # certificates of tests name this one.
+    address = "127.0.0.1" if tls else f"127.0.1.{next(_number) % 250 + 1}"
+    site = web.TCPSite(runner, address, 0, ssl_context=tls)
     await site.start()
     assert site._server is not None
     port = site._server.sockets[0].getsockname()[1]
-    server.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+    server.url = f"{'https' if tls else 'http'}://{address}:{port}"
     try:
         yield server
     finally:
@@ -90,7 +95,7 @@ def answer(
             raw = body if isinstance(body, bytes) else body.encode()
             named.setdefault("Content-Type", "text/plain")
             return web.Response(status=status, body=raw, headers=named)
-        return web.json_response(body, status=status, headers=named)
+        return web.json_response(body, status=status, headers=named, dumps=compact)
 
     return handler
 
@@ -145,6 +150,11 @@ def chunks(*parts: bytes, then_hang: bool = False, then_cut: bool = False) -> An
         return response
 
     return handler
+
+
+def compact(body: Any) -> str:
+    """As the API server writes it."""
+    return json.dumps(body, separators=(",", ":"))
 
 
 def json_of(seen: Seen) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kaito.api.meta import Owned
-from kaito.api.views import decode_owned
+from kaito.api.views import decode_metadata, decode_owned
 from kaito.errors import (
     AlreadyExists,
     ApiError,
@@ -21,8 +21,9 @@ from kaito.errors import (
     TransportError,
 )
 from kaito.kube.client import KubeClient, Written, connect
-from kaito.kube.config import ClusterConfig, FileToken
+from kaito.kube.config import ClusterConfig
 from kaito.kube.resources import Kind
+from kaito.kube.tokens import FileToken
 from kaito.kube.transport import Transport
 from tests.fakes.clock import FakeClock
 from tests.unit.kube.server import Server, answer, chunks, cut, hang, json_of, ok, serving, status
@@ -92,26 +93,47 @@ async def test_a_success_that_cannot_be_read_is_a_transport_error(
         await client.get(PODS, "n", "p")
 
 
-async def test_a_list_reads_all_pages(server: Server, client: KubeClient) -> None:
-    """R10"""
-    server.answers = [ok(page("a", "b", token="t")), ok(page("c"))]
+async def test_a_list_is_one_answer(server: Server, client: KubeClient) -> None:
+    server.answers = [ok(page("a", "b", "c"))]
     found = await client.list(PODS, namespace="n", label_selector="x=1")
     assert [obj.metadata.name for obj in found] == ["a", "b", "c"]
-    assert [seen.query for seen in server.seen] == [
-        {"labelSelector": "x=1", "limit": "500"},
-        {"labelSelector": "x=1", "limit": "500", "continue": "t"},
-    ]
+    assert [seen.query for seen in server.seen] == [{"labelSelector": "x=1"}]
 
 
-async def test_a_list_whose_pages_expired_is_read_whole(server: Server, client: KubeClient) -> None:
-    """R11: never half of one list and half of another."""
-    server.answers = [
-        ok(page("a", token="t")),
-        answer(410, status(410, "Expired")),
-        ok(page("b", "c")),
-    ]
-    assert [obj.metadata.name for obj in await client.list(PODS)] == ["b", "c"]
-    assert server.seen[-1].query == {}
+@pytest.mark.parametrize("custom", [False, True])
+async def test_listed_objects_say_what_they_are(
+    server: Server, client: KubeClient, custom: bool
+) -> None:
+    """W25: built-in kinds' items carry no kind on the wire, custom resources' do."""
+    own = {"apiVersion": "v1", "kind": "Pod"} if custom else {}
+    item = own | {"metadata": pod()["metadata"]}
+    server.answers = [ok(page() | {"items": [item]})]
+    (found,) = await client.list(PODS)
+    assert found.body["kind"] == "Pod"
+    assert found.body["apiVersion"] == "v1"
+
+
+@pytest.mark.parametrize(("kind", "version"), [(PODS, "v1"), (MACHINES, "karpenter.sh/v1alpha5")])
+async def test_what_a_listed_object_is_comes_from_what_was_asked_for(
+    server: Server, client: KubeClient, kind: Kind[Owned], version: str
+) -> None:
+    """W25: kind, group and version."""
+    server.answers = [ok(page() | {"items": [{"metadata": pod()["metadata"]}]})]
+    (found,) = await client.list(kind)
+    assert (found.body["kind"], found.body["apiVersion"]) == (kind.kind, version)
+    assert found.body["metadata"]["name"] == "p"  # type: ignore[index]
+
+
+async def test_metadata_is_that_of_an_object_of_the_real_kind(
+    server: Server, client: KubeClient
+) -> None:
+    """R32: whoever refers to it names the kind and version there are."""
+    machines = Kind("karpenter.sh", "v1alpha5", "Machine", "machines", False, decode_metadata)
+    item = pod() | {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    server.answers = [ok(page() | {"items": [item]})]
+    raw = await client.list_page(machines, namespace="", query={}, metadata_only=True)
+    ref = machines.ref(machines.decode(raw.items[0]))
+    assert (ref.api_version, ref.kind, ref.name) == ("karpenter.sh/v1alpha5", "Machine", "p")
 
 
 async def test_an_empty_list_may_be_null(server: Server, client: KubeClient) -> None:
@@ -350,15 +372,6 @@ async def test_an_eviction_that_a_budget_forbids_is_too_many_requests(
     server.answers = [answer(429, status(429, "TooManyRequests"))]
     with pytest.raises(TooManyRequests):
         await client.create_subresource(PODS, "n", "p", "eviction", {})
-
-
-async def test_discovery_says_what_is_served(server: Server, client: KubeClient) -> None:
-    resources = {"resources": [{"name": "machines"}, {"name": "machines/status"}]}
-    server.answers = [ok(resources), ok({"resources": []}), NOT_SERVED]
-    assert await client.is_served(MACHINES)
-    assert not await client.is_served(MACHINES)
-    assert not await client.is_served(MACHINES)
-    assert {seen.path for seen in server.seen} == {"/apis/karpenter.sh/v1alpha5"}
 
 
 @pytest.mark.parametrize("minor", ["34", "34+"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,14 +13,8 @@ import pytest
 import yaml
 
 from kaito.errors import InvalidSettings
-from kaito.kube.config import (
-    FileToken,
-    KubeconfigToken,
-    from_kubeconfig,
-    in_cluster,
-    tls_context,
-    tls_files,
-)
+from kaito.kube.config import KubeconfigToken, from_kubeconfig, in_cluster, tls_context, tls_files
+from kaito.kube.tokens import FileToken
 from kaito.sandbox.pki import Authority
 
 
@@ -36,27 +30,6 @@ def kubeconfig(folder: Path, *, user: dict[str, Any] | None = None, **cluster: A
     }
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def plugin(folder: Path, script: str) -> dict[str, Any]:
-    """A kubeconfig user whose credential comes from this Python script."""
-    (folder / "plugin.py").write_text(script)
-    return {
-        "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": sys.executable,
-            "args": [str(folder / "plugin.py")],
-        }
-    }
-
-
-def credential(**status: str) -> str:
-    body = {
-        "apiVersion": "client.authentication.k8s.io/v1",
-        "kind": "ExecCredential",
-        "status": status,
-    }
-    return f"print({json.dumps(json.dumps(body))})"
 
 
 @pytest.mark.parametrize(
@@ -115,10 +88,61 @@ async def test_a_kubeconfig_says_where_and_how(tmp_path: Path) -> None:
 
 
 async def test_a_kubeconfigs_token_file_is_read_again_each_minute(tmp_path: Path) -> None:
-    """W19, W23"""
+    """W19, W23: relative to the kubeconfig."""
     (tmp_path / "t").write_text("abc\n")
-    token = await KubeconfigToken(kubeconfig(tmp_path, user={"tokenFile": "t"})).read()
-    assert (token.authorization, token.max_age) == ("Bearer abc", 60.0)
+    source = (await from_kubeconfig(kubeconfig(tmp_path, user={"tokenFile": "t"}))).token
+    assert source == FileToken(tmp_path / "t")
+    (tmp_path / "t").write_text("def\n")
+    token = await source.read()
+    assert (token.authorization, token.max_age) == ("Bearer def", 60.0)
+
+
+async def test_a_user_and_a_password_are_sent_as_such(tmp_path: Path) -> None:
+    """W23"""
+    path = kubeconfig(tmp_path, user={"username": "u", "password": "p"})
+    assert (await KubeconfigToken(path).read()).authorization == "Basic dTpw"
+
+
+def merged(tmp_path: Path) -> str:
+    """Two kubeconfigs in two folders, both with a cluster, a user and a context of one name."""
+    for number, (name, more) in enumerate((("a", {}), ("b", {"tls-server-name": "second"}))):
+        (tmp_path / name).mkdir()
+        path = kubeconfig(tmp_path / name, user={"tokenFile": f"t{number}"}, **more)
+        (tmp_path / name / f"t{number}").write_text(name)
+        content = yaml.safe_load(path.read_text())
+        content["clusters"][0]["cluster"]["server"] = f"https://{name}"
+        content["users"].append({"name": f"only-{name}", "user": {"token": name}})
+        content["contexts"].append(
+            {"name": f"only-{name}", "context": {"cluster": "k", "user": f"only-{name}"}}
+        )
+        content["current-context"] = "c" if name == "a" else "only-b"
+        path.write_text(yaml.safe_dump(content))
+    return f"{tmp_path / 'a' / 'kubeconfig'}:{tmp_path / 'none'}:{tmp_path / 'b' / 'kubeconfig'}"
+
+
+async def test_of_several_kubeconfigs_the_first_wins(tmp_path: Path) -> None:
+    """W23: for clusters, users and the current context; each path is relative to its own file."""
+    config = await from_kubeconfig(Path(merged(tmp_path)))
+    assert (config.host, config.server_name) == ("https://a", None)
+    assert config.token == FileToken(tmp_path / "a" / "t0")
+
+
+async def test_the_environment_names_the_kubeconfigs(tmp_path: Path) -> None:
+    """W23"""
+    script = (
+        "import asyncio; from kaito.kube.config import from_kubeconfig;"
+        "print(asyncio.run(from_kubeconfig(None)).host)"
+    )
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "KUBECONFIG": merged(tmp_path)},
+        )
+    )
+    assert done.stdout.strip() == "https://a"
 
 
 async def test_a_kubeconfig_without_token_has_none(tmp_path: Path) -> None:
@@ -134,6 +158,7 @@ async def test_keys_in_the_kubeconfig_itself_are_never_left_on_the_disk(
     """W23: each kill -9 of the operator once left a private key in the temporary folder."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "mkstemp", None)  # not for a moment either
     authority = Authority(tmp_path / "pki", now=1_800_000_000.0)
     pair = authority.issue_client("admin")
     data = {"client-certificate-data": pair.certificate, "client-key-data": pair.key}
@@ -147,28 +172,6 @@ async def test_keys_in_the_kubeconfig_itself_are_never_left_on_the_disk(
     assert first == again
     tls_context(first)
     assert tls_files(first) == tls_files(again)
-
-
-async def test_a_plugins_token_is_kept_until_it_expires(tmp_path: Path) -> None:
-    """W21"""
-    script = credential(token="abc", expirationTimestamp="2027-01-15T08:00:00Z")
-    token = await KubeconfigToken(kubeconfig(tmp_path, user=plugin(tmp_path, script))).read()
-    assert token.authorization == "Bearer abc"
-    assert token.expires == 1_800_000_000.0
-
-
-async def test_a_plugin_does_not_hold_the_loop(tmp_path: Path) -> None:
-    """W21, P18"""
-    gate = tmp_path / "gate"
-    script = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
-    source = KubeconfigToken(
-        kubeconfig(tmp_path, user=plugin(tmp_path, script + credential(token="abc")))
-    )
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        reading = group.create_task(source.read())
-        await asyncio.to_thread(lambda: None)  # the loop and its pool go on
-        gate.touch()
-    assert reading.result().authorization == "Bearer abc"
 
 
 @pytest.mark.parametrize(
@@ -192,16 +195,6 @@ async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content
 async def test_a_missing_kubeconfig_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match="nowhere"):
         await from_kubeconfig(tmp_path / "nowhere")
-
-
-async def test_what_a_failed_plugin_wrote_is_not_repeated(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """W27"""
-    script = "import sys; print('hunter2', file=sys.stderr); raise SystemExit(3)"
-    with pytest.raises(InvalidSettings, match=r"process returned 3$") as caught:
-        await from_kubeconfig(kubeconfig(tmp_path, user=plugin(tmp_path, script)))
-    assert "hunter2" not in f"{caught.value} {caplog.text}"
 
 
 def test_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> None:

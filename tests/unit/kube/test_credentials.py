@@ -4,15 +4,17 @@ import asyncio
 import math
 import os
 import ssl
-from pathlib import Path
+import threading
+from pathlib import Path, PosixPath
 
 import pytest
 import structlog
 
 from kaito.clock import SystemClock
 from kaito.errors import InvalidSettings, TransportError
-from kaito.kube.config import ClusterConfig, FileToken, Token, in_cluster
+from kaito.kube.config import ClusterConfig, in_cluster
 from kaito.kube.credentials import Credentials, Tls
+from kaito.kube.tokens import FileToken, Token
 from kaito.kube.transport import Transport
 from kaito.sandbox.pki import Authority
 from tests.fakes.clock import FakeClock
@@ -62,7 +64,7 @@ async def test_all_who_wait_share_one_reading() -> None:
     old = await credentials.current()
     async with asyncio.TaskGroup() as group:
         for _ in range(10):
-            group.create_task(credentials.replace(old))
+            group.create_task(credentials.current(rejected=old))
     assert source.reads == 2
 
 
@@ -90,7 +92,7 @@ async def test_a_reading_that_failed_is_shared_too() -> None:
     await clock.advance(61)
     async with asyncio.TaskGroup() as group:
         calls = [group.create_task(credentials.current()) for _ in range(10)]
-        calls += [group.create_task(credentials.replace(old)) for _ in range(10)]
+        calls += [group.create_task(credentials.current(rejected=old)) for _ in range(10)]
         await clock.advance(30)
         assert all(call.done() for call in calls)
     assert {call.result() for call in calls} == {old}
@@ -189,6 +191,35 @@ async def test_certificates_are_made_anew_when_their_file_changed(
     os.utime(ca, ns=(0, 0))
     await clock.advance(60)
     assert await tls.context() is not first
+
+
+class WatchedPath(PosixPath):
+    """Remembers which threads looked at it, and which took its name to read it."""
+
+    stats: set[int] = set()  # noqa: RUF012 - one test's
+    names: set[int] = set()  # noqa: RUF012
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        self.stats.add(threading.get_ident())
+        return super().stat(follow_symlinks=follow_symlinks)
+
+    def __str__(self) -> str:
+        self.names.add(threading.get_ident())
+        return super().__str__()
+
+
+async def test_certificates_are_looked_at_and_read_in_a_thread(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """W22: 25 ms with the system's bundle."""
+    ca = WatchedPath(tmp_path / "ca.crt")
+    tls = Tls(ClusterConfig(host="https://a", ca_file=ca), FakeClock())
+    ca.stats.clear()
+    ca.names.clear()
+    await tls.context()
+    assert ca.stats
+    assert ca.names
+    assert threading.get_ident() not in ca.stats | ca.names
 
 
 async def test_concurrent_calls_make_one_context(authority: Authority, tmp_path: Path) -> None:

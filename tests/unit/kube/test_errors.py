@@ -7,7 +7,7 @@ import pytest
 
 from kaito import errors
 from kaito.errors import After, ApiError, Backoff, Never, Retry
-from kaito.kube.errors import error_for, is_version_too_large, parse_date, retry_after
+from kaito.kube.errors import error_for, owners, parse_date, retry_after
 from kaito.kube.replies import Reply
 from tests.unit.kube.server import status
 
@@ -80,7 +80,7 @@ CASES: list[tuple[Reply, type[ApiError], Retry]] = [
 def test_an_answer_becomes_an_error_by_status_reason_and_causes(
     answer: Reply, type_: type[ApiError], retry: Retry
 ) -> None:
-    """W8 to W12"""
+    """W8, W9, W10, W11, W12"""
     error = error_for(answer, what="GET /x", resource="leases")
     assert type(error) is type_
     assert error.retry == retry
@@ -159,6 +159,17 @@ def test_a_conflict_of_managers_names_the_fields() -> None:
     assert [c.field for c in error.causes] == [".data.x", ".data.y"]
 
 
+@pytest.mark.parametrize("resource", ["deployments", "secrets"])
+def test_a_conflict_of_managers_lists_manager_and_field(resource: str) -> None:
+    """W12, A8: who has which field is no secret."""
+    said = ('conflict with "kubectl" using apps/v1', 'conflict with "x" with subresource "status"')
+    causes = [cause("FieldManagerConflict", f".f{n}", text) for n, text in enumerate(said)]
+    body = status(409, "Conflict", details={"causes": causes})
+    error = error_for(reply(409, body), what="PATCH /x", resource=resource)
+    assert isinstance(error, errors.ApplyConflict)
+    assert owners(error) == (("kubectl", ".f0"), ("x", ".f1"))
+
+
 def test_what_is_said_of_a_secret_is_not_repeated() -> None:
     """W27"""
     said = [cause("Invalid", "data.password", 'Invalid value: "hunter2"')]
@@ -193,8 +204,8 @@ def test_retry_after_is_seconds_or_a_date_by_the_servers_clock(
 def test_a_version_too_large_is_not_waited_for() -> None:
     """R9"""
     body = status(504, "Timeout", details={"causes": [cause("ResourceVersionTooLarge")]})
-    assert is_version_too_large(reply(504, body))
-    assert not is_version_too_large(reply(504, status(504, "Timeout")))
+    assert retry_after(reply(504, body, Retry_After="1")) is None
+    assert retry_after(reply(504, status(504, "Timeout"), Retry_After="1")) == 1.0
 
 
 def test_dates_are_read_and_anything_else_is_none() -> None:

@@ -104,3 +104,15 @@ async def test_leadership_does_not_lengthen_a_deadline(server: Server) -> None:
     async with asyncio.timeout(5):
         assert isinstance(await caught(transport.request(POST, timeout=0.05)), TransportError)
     await transport.close()
+
+
+async def test_a_machine_that_slept_before_the_bytes_went_out_ends_the_call_earlier(
+    server: Server,
+) -> None:
+    """E16, E17: the loop's clock stood still meanwhile, so the limit set before is too late."""
+    answers = iter((3600.0, 0.05))
+    server.answers = [hang()]
+    transport = fenced(server, lambda: next(answers))
+    with pytest.raises(TransportError):
+        await transport.request(POST, timeout=3600.0)
+    await transport.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import pytest
@@ -53,7 +54,20 @@ def test_read_only_mappings_and_tuples_are_sent_as_json() -> None:
     assert json.loads(requests.encode(body)) == {"a": [1, 2], "b": {"ü": 0.5}}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, {1, 2}, object()])
+def test_what_looks_like_a_number_that_is_none_is_sent() -> None:
+    """P9: only the numbers themselves are refused."""
+    body = {"a": None, "b": "NaN", "c": "null", "d": 2**63 - 1}
+    assert json.loads(requests.encode(body)) == body
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(math.nan, math.inf, -math.inf, {1, 2}, object(), 2**64, b"x", "\ud800"),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        MappingProxyType({"x": [math.nan]}),
+    ],
+)
 def test_what_json_cannot_hold_is_refused(bad: object) -> None:
     """P9"""
     with pytest.raises(InvalidRequest):

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import math
+import re
 import socket
+import weakref
+import zlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import structlog
@@ -14,11 +20,13 @@ from prometheus_client import REGISTRY
 
 from kaito.clock import SystemClock
 from kaito.errors import InvalidSettings, TransportError
-from kaito.kube.config import ClusterConfig, Token
+from kaito.kube.config import ClusterConfig
+from kaito.kube.errors import error_for
 from kaito.kube.requests import Request
+from kaito.kube.tokens import Token
 from kaito.kube.transport import IN_FLIGHT, Transport, _socket
-from tests.fakes.clock import FakeClock, settle
-from tests.unit.kube.server import Server, answer, caught, cut, hang, ok, serving, status, until
+from tests.fakes.clock import FakeClock
+from tests.unit.kube.server import Server, answer, caught, cut, ok, serving, status, until
 
 GET = Request("GET", "/x")
 POST = Request("POST", "/x", body=b"{}")
@@ -63,7 +71,7 @@ async def test_a_request_arrives_as_it_was_meant(server: Server, transport: Tran
     request = Request("PATCH", "/apis/a%20b", query, b"[]", "application/json-patch+json")
     reply = await transport.request(request)
     (seen,) = server.seen
-    assert (reply.status, reply.body) == (200, b'{"a": 1}')
+    assert (reply.status, reply.body) == (200, b'{"a":1}')
     assert (seen.method, seen.path, seen.query, seen.body) == (
         *("PATCH", "/apis/a%20b", {"labelSelector": "a in (b,c)", "limit": "5"}),
         b"[]",
@@ -95,6 +103,23 @@ async def test_calls_share_connections(server: Server, transport: Transport) -> 
     assert len({seen.connection for seen in server.seen}) == 1
 
 
+async def test_who_made_a_call_is_freed_at_once(server: Server, transport: Transport) -> None:
+    """S17: the call leaves no circle of references behind, which only gc would find."""
+    server.answers = [ok()]
+    await transport.request(GET)
+    gc.collect()
+    gc.disable()
+    try:
+        caller = asyncio.get_running_loop().create_task(transport.request(PUT))
+        await caller
+        left = weakref.ref(caller)
+        del caller
+        await asyncio.sleep(0)  # the loop itself forgets it
+        assert left() is None
+    finally:
+        gc.enable()
+
+
 def test_sockets_send_at_once_and_notice_dead_peers() -> None:
     """W3"""
     address = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("", 0))
@@ -110,68 +135,6 @@ def test_sockets_send_at_once_and_notice_dead_peers() -> None:
             )
         ]
     assert options == [1, 1, 30, 10, 3]
-
-
-# Deadlines, cancellation, places ------------------------------------------------------------------
-
-
-async def test_a_call_that_hangs_ends_at_its_deadline(server: Server, transport: Transport) -> None:
-    """W2, P12"""
-    server.answers = [hang()]
-    with pytest.raises(TransportError, match="timed out") as caught:
-        await transport.request(POST, timeout=0.05)
-    assert caught.value.may_be_done
-
-
-async def test_a_refused_connection_was_not_sent(transport: Transport, server: Server) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nobody = ClusterConfig(host=f"http://127.0.0.1:{free.getsockname()[1]}")
-        lonely = Transport(nobody, clock=FakeClock(), component="tests")
-        with pytest.raises(TransportError) as caught:
-            await lonely.request(POST)
-        await lonely.close()
-    assert not caught.value.may_be_done
-
-
-async def test_a_cancelled_call_closes_its_connection(server: Server, transport: Transport) -> None:
-    """W26"""
-    server.answers = [hang(), ok()]
-    async with asyncio.TaskGroup() as group:
-        call = group.create_task(transport.request(GET))
-        await server.arrived.wait()
-        call.cancel()
-    await transport.request(GET)
-    first, second = server.seen
-    assert first.connection != second.connection
-
-
-async def test_at_most_64_calls_are_in_flight_and_the_others_wait(
-    server: Server, transport: Transport
-) -> None:
-    """W1, W18"""
-    running = most = 0
-    go = asyncio.Event()
-
-    async def count(_: web.Request) -> web.Response:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await go.wait()
-        running -= 1
-        return web.Response()
-
-    server.answers = [count]
-    async with asyncio.TaskGroup() as group:
-        for number in range(IN_FLIGHT + 10):
-            group.create_task(transport.request(Request("GET", f"/{number}")))
-        await until(lambda: running == IN_FLIGHT)
-        await settle()
-        assert len(server.seen) == IN_FLIGHT
-        go.set()
-    assert most == IN_FLIGHT
-    later = [int(seen.path[1:]) for seen in server.seen[IN_FLIGHT:]]
-    assert sorted(later) == list(range(IN_FLIGHT, IN_FLIGHT + 10))
 
 
 # Repeats ------------------------------------------------------------------------------------------
@@ -361,10 +324,46 @@ async def test_other_servers_are_asked_for_gzip(server: Server) -> None:
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
 async def test_gzip_bodies_are_inflated(server: Server, transport: Transport, size: int) -> None:
-    """W17: small ones at once, large ones in a thread."""
+    """W17"""
     body = json.dumps([n * 7919 for n in range(size // 10)]).encode()
     server.answers = [answer(200, gzip.compress(body, 1), Content_Encoding="gzip")]
     assert (await transport.request(GET)).body == body
+
+
+class Pool(ThreadPoolExecutor):
+    """The loop's own threads. Remembers what ``asyncio.to_thread`` gave them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.given: list[Any] = []
+
+    def submit(self, function: Any, /, *args: Any, **named: Any) -> Any:
+        self.given.append(function.args[0])
+        return super().submit(function, *args, **named)
+
+
+async def test_a_gzip_body_is_inflated_beside_the_loop(
+    server: Server, transport: Transport
+) -> None:
+    """W17: in one of the loop's threads, so that the loop has its turns."""
+    pool = Pool()
+    asyncio.get_running_loop().set_default_executor(pool)
+    packed = gzip.compress(b"x" * 5_000_000, 1)
+    server.answers = [answer(200, packed, Content_Encoding="gzip")]
+    assert (await transport.request(GET)).body == b"x" * 5_000_000
+    assert pool.given == [zlib.decompress]
+
+
+async def test_the_many_pieces_of_a_long_body_are_joined_beside_the_loop(
+    server: Server, transport: Transport
+) -> None:
+    """W17, R34"""
+    pool = Pool()
+    asyncio.get_running_loop().set_default_executor(pool)
+    body = b"x" * 50_000_000
+    server.answers = [answer(200, body)]
+    assert (await transport.request(GET)).body == body
+    assert [work.__name__ for work in pool.given] == ["join"]
 
 
 async def test_a_broken_gzip_body_is_a_transport_error(
@@ -412,14 +411,20 @@ async def test_each_warning_is_logged_once(server: Server, transport: Transport)
     assert "bogus" in logs[0]["text"]
 
 
-async def test_no_credential_reaches_logs_or_errors(server: Server) -> None:
-    """W27"""
+async def test_no_credential_reaches_logs_errors_or_metrics(server: Server) -> None:
+    """W27: of a request that failed, was refused, and was repeated."""
     config = ClusterConfig(host=server.url, token=Tokens())
     transport = Transport(config, clock=FakeClock(), component="tests")
-    server.answers = [cut()]
+    server.answers = [answer(401, ""), cut(), answer(403, "", Warning='299 - "w"')]
     with structlog.testing.capture_logs() as logs:
         error = await caught(transport.request(POST))
-    assert "t1" not in f"{error} {error!r} {logs} {Token('Bearer t1')!r}"
+        refused = error_for(await transport.request(POST), what=str(POST))
+    said = f"{error} {error!r} {error.__cause__!r} {refused!r} {logs} {Token('Bearer t1')!r}"
+    host = server.url.removeprefix("http://")
+    labels = {str(s.labels) for f in REGISTRY.collect() for s in f.samples}
+    said += str([text for text in labels if host in text])
+    assert host in said
+    assert not re.search("Bearer|t1|t2", said)
     await transport.close()
 
 
@@ -437,6 +442,26 @@ async def test_requests_are_counted_with_and_without_an_answer(
     seconds = "rest_client_request_duration_seconds_count"
     assert metric(seconds, verb="POST", host=host) == 2
     assert metric("rest_client_request_size_bytes_sum", verb="POST", host=host) == 2
+
+
+async def test_the_labels_of_a_request_are_of_closed_sets(
+    server: Server, transport: Transport
+) -> None:
+    """W28, M12: whatever is asked for, and however often."""
+    host = server.url.removeprefix("http://")
+    server.answers = [ok()]
+    for number in range(5):
+        await transport.request(Request("GET", f"/secret-{number}", (("limit", str(number)),)))
+        await transport.request(Request("PATCH", f"/secret-{number}", body=b"{}"))
+    found = {
+        tuple(sorted(sample.labels.items()))
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "rest_client_requests_total" and sample.labels["host"] == host
+    }
+    assert found == {
+        (("code", "200"), ("host", host), ("method", method)) for method in ("GET", "PATCH")
+    }
 
 
 async def test_repeats_are_counted(server: Server, transport: Transport) -> None:

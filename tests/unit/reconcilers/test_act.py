@@ -99,14 +99,14 @@ def request(claim: ObjectRef) -> LaunchRequest:
 
 
 async def test_an_object_of_ours_that_is_there_already_is_no_failure(scene: Scene) -> None:
-    """G13: AlreadyExists is settled by one live read."""
+    """A19, G13: AlreadyExists is settled by one live read."""
     assert (await scene.act(Create(service(), OWNER_UID))).worst is None
     assert (await scene.act(Create(service(), OWNER_UID))).worst is None
     assert [c.method for c in scene.kube.calls].count("get") == 1
 
 
 async def test_a_strangers_object_is_named_with_its_owner_and_never_changed(scene: Scene) -> None:
-    """G13: NameTaken, tried again on a timer."""
+    """A17, A19, G13: its controlling owner is another; NameTaken, tried again on a timer."""
     scene.kube.seed(SERVICES, service(owner_uid="someone"))
     before = scene.kube.body(SERVICES, "default", "phi")
     outcome = await scene.act(Create(service(), OWNER_UID))

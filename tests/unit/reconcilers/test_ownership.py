@@ -26,6 +26,47 @@ def test_drift_is_a_leaf_of_ours_that_differs(live, desired, holds):
     assert contains(live, desired) is holds
 
 
+@pytest.mark.parametrize(
+    ("live", "desired", "holds"),
+    [
+        ({"requests": {"cpu": "500m"}}, {"requests": {"cpu": 0.5}}, True),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "1024Mi"}}, True),
+        ({"limits": {"nvidia.com/gpu": "1"}}, {"limits": {"nvidia.com/gpu": 1}}, True),
+        ({"limits": {"nvidia.com/gpu": "2"}}, {"limits": {"nvidia.com/gpu": 1}}, False),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "1G"}}, False),
+        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "much"}}, False),
+        ({"emptyDir": {"sizeLimit": "1Gi"}}, {"emptyDir": {"sizeLimit": "1024Mi"}}, True),
+        # Text stays as it was sent: a label, an argument, a variable.
+        ({"labels": {"version": "1"}}, {"labels": {"version": "1.0"}}, False),
+        ({"env": [{"value": "1Gi"}]}, {"env": [{"value": "1024Mi"}]}, False),
+        # Left out by the server, and so no difference.
+        ({}, {"nodePort": None, "hostNetwork": False, "args": [], "priority": 0, "x": ""}, True),
+        ({"hostNetwork": True}, {"hostNetwork": False}, False),
+        ({"replicas": 1}, {"replicas": 0}, False),
+        ({"configMap": {"name": "c"}}, {"emptyDir": {}}, False),
+        # Filled in by the server.
+        (
+            {"ports": [{"port": 80, "targetPort": 80, "protocol": "TCP"}], "type": "ClusterIP"},
+            {"ports": [{"port": 80}]},
+            True,
+        ),
+        ({"ports": [{"port": 81, "protocol": "TCP"}]}, {"ports": [{"port": 80}]}, False),
+    ],
+)
+def test_what_the_server_writes_its_own_way_is_no_drift(live, desired, holds):
+    """A20."""
+    assert contains(live, desired) is holds
+
+
+def test_a_manifest_that_lost_a_field_is_not_what_is_there():
+    """A7: every leaf that is left is equal, but the hash is another: the field must go."""
+    before = with_hash({"metadata": {"name": "a"}, "spec": {"x": 1, "y": 2}})
+    after = with_hash({"metadata": {"name": "a"}, "spec": {"x": 1}})
+    assert contains(before, before)
+    assert contains(before["spec"], after["spec"])
+    assert not contains(before, after)
+
+
 def test_the_hash_follows_the_content_and_keeps_other_annotations():
     one = with_hash({"metadata": {"name": "a", "annotations": {"k": "v"}}, "spec": {"x": 1}})
     same = with_hash({"spec": {"x": 1}, "metadata": {"annotations": {"k": "v"}, "name": "a"}})

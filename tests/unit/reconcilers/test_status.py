@@ -7,7 +7,7 @@ NOW = "2026-02-01T00:00:00Z"
 
 
 def test_the_time_moves_only_with_the_status():
-    """A11."""
+    """A11: and the generation is the snapshot's, whatever the object's is by now."""
     stays = merge([OLD], [Condition("Ready", "False", "Other", "words")], generation=2, now=NOW)
     flips = merge([OLD], [Condition("Ready", "True", "Ready")], generation=2, now=NOW)
     assert stays[0]["lastTransitionTime"] == "2026-01-01T00:00:00Z"
@@ -27,7 +27,15 @@ def test_types_of_others_stay_and_dropped_ones_go():
     assert "observedGeneration" not in merged[1]
 
 
+def test_there_is_one_condition_per_type_and_the_last_word_counts():
+    """A11."""
+    twice = [Condition("Ready", "False", "First"), Condition("Ready", "True", "Last")]
+    merged = merge([OLD, OLD], twice, generation=3, now=NOW)
+    assert [(c["type"], c["reason"]) for c in merged] == [("Ready", "Last")]
+
+
 def test_saying_the_same_again_is_no_change():
+    """A9: written only when it differs."""
     merged = merge(
         [OLD], [Condition("Ready", "False", "Waiting", "for a node")], generation=1, now=NOW
     )

@@ -19,6 +19,7 @@ from kaito.reconcilers.kinds import MACHINES, NODES, PODS
 from kaito.reconcilers.machine.reconciler import MachineReconciler
 from kaito.reconcilers.machine.state import MachineSettings
 from kaito.reconcilers.machine.wiring import agentpool_of
+from tests.fakes import mutation
 from tests.fakes.backend import InMemoryBackend
 from tests.fakes.clock import FakeClock
 from tests.fakes.kube import Call, FakeKube
@@ -107,7 +108,9 @@ class LiveLister:
     def list(self, namespace: str | None = None) -> tuple[Any, ...]:
         import orjson
 
-        return tuple(self._kind.decode(orjson.dumps(b)) for b in self._kube.bodies(self._kind))
+        note = mutation.current().note
+        bodies = self._kube.bodies(self._kind)
+        return tuple(note(self._kind, self._kind.decode(orjson.dumps(b))) for b in bodies)
 
     def by_index(self, index: str, value: str) -> tuple[ApiObject, ...]:
         return tuple(o for o in self.list() if value in self._index(o))

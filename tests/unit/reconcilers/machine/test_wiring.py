@@ -10,13 +10,13 @@ from kaito.clock import SystemClock
 from kaito.controller.controller import Controller
 from kaito.informers.freshness import Freshness
 from kaito.informers.handlers import Change
-from kaito.informers.informer import InformerSet
 from kaito.provisioner.inventory import Inventory
 from kaito.reconcilers.act import Actor
 from kaito.reconcilers.machine import wiring
 from tests.fakes.backend import InMemoryBackend
 from tests.fakes.clock import FakeClock, settle
 from tests.fakes.kube import FakeKube
+from tests.fakes.mutation import WatchedInformerSet
 from tests.unit.reconcilers.machine.builders import NAME, node
 from tests.unit.reconcilers.machine.stage import Stage
 
@@ -39,7 +39,7 @@ async def test_claims_nodes_and_the_clouds_list_wake_a_claim():
     """P3.1, W20."""
     clock = FakeClock()
     inventory = Inventory(InMemoryBackend(clock), clock)
-    informers = InformerSet(FakeKube(clock=clock), clock=SystemClock())
+    informers = WatchedInformerSet(FakeKube(clock=clock), clock=SystemClock())
     heard = Heard()
     sources = wiring.sources(informers)
     wiring.register(heard, sources, inventory)
@@ -78,7 +78,7 @@ async def test_events_alone_carry_a_claim_from_creation_to_its_end():
     stage = Stage(nodes_go=False)
     freshness = Freshness(clock=stage.clock)
     stage.kube.on_written = freshness.on_written
-    informers = InformerSet(stage.kube, clock=stage.clock)
+    informers = WatchedInformerSet(stage.kube, clock=stage.clock)
     inventory = Inventory(stage.backend, stage.clock, jitter=lambda: 1.0)
     sources = wiring.sources(informers)
     reconciler = wiring.build(

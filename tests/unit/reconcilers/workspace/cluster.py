@@ -25,6 +25,7 @@ from kaito.reconcilers.workspace.reconciler import (
     Listers,
     WorkspaceReconciler,
 )
+from tests.fakes import mutation
 from tests.fakes.clock import FakeClock
 from tests.fakes.kube import FakeKube
 from tests.unit.reconcilers.workspace.builders import OPTIONS, PRESETS, UID
@@ -205,7 +206,7 @@ class _Lister:
     def _decoded(self, body: Body) -> Any:
         """As an item of a list: those of built-in kinds come without apiVersion and kind."""
         bare = {k: v for k, v in body.items() if k not in ("apiVersion", "kind")}
-        return self._kind.decode(orjson.dumps(bare))
+        return mutation.current().note(self._kind, self._kind.decode(orjson.dumps(bare)))
 
 
 class Recorder:
