@@ -61,7 +61,7 @@ class Controller:
         )
         self._informers: list[Informer[Any]] = []  # that it waits for
         self._sources: list[Callable[[asyncio.TaskGroup], Callable[[], object]]] = []
-        self._early: dict[Key, None] = {}  # enqueued before the start, in order
+        self._early: dict[Key, float] = {}  # enqueued before the start, in order
         self._tasks: asyncio.TaskGroup | None = None  # while it runs
         self._started = ExitStack()  # stops the sources that were started
         self._arrived: dict[Key, float] = {}
@@ -135,9 +135,12 @@ class Controller:
         self._add(lambda tasks: tasks.create_task(enqueue_all()).cancel)
 
     def enqueue(self, key: Key, *, after: float = 0.0) -> None:
-        """Look at a key, for sources that are neither informers nor streams."""
+        """Look at a key, for sources that are neither informers nor streams.
+
+        ``after``: seconds, counted from the start if that is still to come.
+        """
         if self._tasks is None:
-            self._early[key] = None
+            self._early[key] = min(after, self._early.get(key, after))
             return
         if after <= 0:
             self._arrived.setdefault(key, self.clock.monotonic())
@@ -164,8 +167,8 @@ class Controller:
                 with self._started:
                     for start in self._sources:
                         self._started.callback(start(tasks))
-                    for key in self._early:
-                        self.enqueue(key)
+                    for key, after in self._early.items():
+                        self.enqueue(key, after=after)
                     self._early.clear()
                     log.info("started controller", controller=self.name, workers=self.workers)
                     await self._hand_out(tasks)

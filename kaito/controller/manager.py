@@ -8,6 +8,7 @@ last, when nothing that it guarded can write any more.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ be given up and Events to be sent by then."""
 FOR_EVER: Final = 1e8
 LAST_MOMENT: Final = 1.0
 """For what is told to stop only after the grace was used up by something else."""
+CANCELLED_SECONDS: Final = 5.0
+"""For the last steps of what was cancelled; then the process ends without it."""
 
 _Group = Literal["caches", "always", "leader", "controllers"]
 _GROUPS: Final = get_args(_Group)
@@ -63,7 +66,10 @@ class _Runnable:
 
 @dataclass(eq=False, kw_only=True)
 class Manager:
-    """Runs once. ``grace``: seconds for a stop; 0 cancels at once, below 0 waits for ever."""
+    """Runs once. ``grace``: seconds for a stop; 0 cancels at once, below 0 waits for ever.
+
+    ``exit_process``: called with 1 when something does not end though it was cancelled.
+    """
 
     clock: Clock
     elector: Elector | None = None
@@ -72,6 +78,7 @@ class Manager:
     collector: Collector | None = None
     grace: float = GRACE_SECONDS
     sync_timeout: float = 120.0
+    exit_process: Callable[[int], object] = os._exit
 
     def __post_init__(self) -> None:
         self._loop_watch = LoopWatch(clock=self.clock)
@@ -84,6 +91,7 @@ class Manager:
         self._failure: BaseException | None = None
         self._has_lost = False  # another replica may lead: nothing may write, no grace
         self._has_run = False
+        self._stuck: list[str] = []  # what was cancelled and did not end
 
     # Before run ---------------------------------------------------------------------------------
 
@@ -237,6 +245,11 @@ class Manager:
             self.probes.stop()
         if self.recorder is not None and not self._has_lost:
             await self.recorder.flush(min(FLUSH_SECONDS, self._time_left(ends_at)))
+        if self._stuck:
+            if self.elector is not None:
+                await self.elector.release()  # its fence is closed to what goes on
+            log.error("ending the process: not ended though cancelled", runnables=self._stuck)
+            self.exit_process(1)
 
     def _time_left(self, ends_at: float) -> float:
         return max(0.0, ends_at - self.clock.monotonic())
@@ -256,7 +269,10 @@ class Manager:
                 self._fail(StopTimeout(message))
         for runnable in running.values():
             runnable.stop(at_once=True)
-        await asyncio.wait(running)
+        with suppress(TimeoutError):
+            async with time_limit(self.clock, CANCELLED_SECONDS):
+                await asyncio.wait(running)
+        self._stuck += [str(r.name) for task, r in running.items() if not task.done()]
 
     # Health -------------------------------------------------------------------------------------
 

@@ -57,9 +57,10 @@ class Worker:
             outcome = self._requeue(key, await self._run(key))
         except errors.KaitoError as err:
             outcome = self._requeue(key, Result(failure=err))
-        except Exception:
+        except Exception as err:
             log.exception("reconcile crashed", reason=_Panic.reason)
             self._panics.inc()
+            _drop_frames(err)
             outcome = self._requeue(key, Result(failure=_Panic()))
         self._seconds.observe(self.clock.monotonic() - started)
         self._outcomes[outcome].inc()
@@ -90,7 +91,7 @@ class Worker:
                 return "success"
             queue.add_after(key, result.requeue_after, priority)
             return "requeue_after"
-        failure.__traceback__ = None  # its frames refer to the failure: a cycle only gc would free
+        _drop_frames(failure)
         self._errors.inc()
         _log_failure(failure, self._failures.count(key) + 1)
         match failure.retry:
@@ -116,3 +117,11 @@ def _log_failure(failure: errors.KaitoError, attempt: int) -> None:
         case _:
             say = log.error if isinstance(failure.retry, errors.Never) else log.warning
     say("reconcile failed", reason=failure.reason, error=str(failure), attempt=attempt)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Of the whole chain: frames may refer to the failures, a cycle that only gc would free."""
+    if error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        _drop_frames(error.__cause__)
+        _drop_frames(error.__context__)

@@ -58,6 +58,16 @@ class _Pending:
     live: ObjectMeta | None = None
     is_late: bool = False
 
+    def outdoes(self, other: Written) -> bool:
+        """The other write came earlier to the same object, whatever its reply did."""
+        mine, version = self.written, other.resource_version
+        return (
+            mine.uid == other.uid
+            and bool(mine.resource_version and version)
+            and mine.resource_version != version
+            and is_at_least(mine.resource_version or "", version or "")
+        )
+
     def __str__(self) -> str:
         (kind, key), (controller, owner) = self.target, self.owner
         return f"{kind} {'/'.join(key)} by {controller} {'/'.join(owner)}"
@@ -107,6 +117,9 @@ class Freshness:
             return
         target = (resource, key)
         pending = _Pending(owner, target, written, self._clock.monotonic())
+        known = self._writes.get(target, {}).get(owner)
+        if known is not None and known.outdoes(written):
+            return  # two replies crossed
         self._writes.setdefault(target, {})[owner] = pending
         self._owners.setdefault(owner, set()).add(target)
         behind = self._behind(pending)

@@ -234,9 +234,7 @@ class InformerSet:
 
     def informer(self, kind: Kind[T], **options: Unpack[Options]) -> Informer[T]:
         """Get or create. One that is there gets the indexes, and is optional only if all agree."""
-        options["namespaces"] = tuple(sorted(set(options.get("namespaces", ()))))
-        wanted = ("namespaces", "label_selector", "field_selector", "metadata_only")
-        identity = (kind, *(options.get(name) or None for name in wanted))
+        identity = _identity(kind, options)
         known = self._informers.get(identity)
         if known is not None:
             known.optional = known.optional and options.get("optional", False)
@@ -253,16 +251,17 @@ class InformerSet:
     def __iter__(self) -> Iterator[Informer[Any]]:
         return iter(tuple(self._informers.values()))
 
-    def lister(self, kind: Kind[T]) -> Lister[T]:
-        """The cache of a kind that has an informer; nothing starts by itself.
+    def lister(self, kind: Kind[T], **options: Unpack[Options]) -> Lister[T]:
+        """The cache of the informer with these options; nothing starts by itself.
 
         Raises:
-            LookupError: it has none; the message says how to register it.
+            LookupError: there is none; the message says how to register it.
         """
-        for informer in self._informers.values():
-            if informer.kind == kind:
-                return cast(Lister[T], informer.lister)
-        raise LookupError(f"no informer of {kind}: ask for InformerSet.informer(kind) before start")
+        informer = self._informers.get(_identity(kind, options))
+        if informer is None:
+            how = "ask for InformerSet.informer with the same options before start"
+            raise LookupError(f"no informer of {kind} with {options}: {how}")
+        return cast(Lister[T], informer.lister)
 
     async def run(self) -> None:
         """Run all, those asked for later too, until cancelled.
@@ -302,6 +301,13 @@ class InformerSet:
             (metrics.INFORMER_LAST_EVENT_AGE, lambda: max(i.staleness() for i in alike)),
         ):
             gauge.labels(*labels).set_function(value)
+
+
+def _identity(kind: Kind[Any], options: Options) -> tuple[object, ...]:
+    """What makes two informers the same one. Puts the namespaces in order."""
+    options["namespaces"] = tuple(sorted(set(options.get("namespaces", ()))))
+    wanted = ("namespaces", "label_selector", "field_selector", "metadata_only")
+    return (kind, *(options.get(name) or None for name in wanted))
 
 
 @asynccontextmanager

@@ -110,12 +110,10 @@ class Scope(Generic[T]):
             finally:
                 deque(steps, maxlen=0)
 
-    def not_served(self) -> None:
+    async def not_served(self) -> None:
         """The kind is gone: so are its objects, and handlers hear of it."""
-        for obj in self.store.list():
-            changes = self.store.remove(obj.metadata.key)
-            self._handlers.tell(self._handlers.registrations, changes)
-        self.store.start_from("")
+        if len(self.store):
+            await self.replace({}, "")
         self.answered.set()
         self._stepped(None)
 

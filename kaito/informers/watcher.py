@@ -63,8 +63,8 @@ class Sink(Protocol[T_contra]):
         """A complete list. Waits until all were told of it; nothing else comes meanwhile."""
         ...
 
-    def not_served(self) -> None:
-        """The kind is gone with all its objects."""
+    async def not_served(self) -> None:
+        """The kind is gone with all its objects. Waits as ``replace`` does."""
         ...
 
 
@@ -185,7 +185,7 @@ class Watcher(Generic[T]):
                 self._course.failed(ask, err, now)
             if isinstance(err, errors.KindNotServed):
                 self.is_served = False
-                self._sink.not_served()
+                await self._sink.not_served()
 
     # Lists --------------------------------------------------------------------------------------
 

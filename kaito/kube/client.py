@@ -267,7 +267,13 @@ class KubeClient:
             TooManyRequests: an eviction that a disruption budget does not allow now.
         """
         path = requests.object_path(kind, namespace, name, subresource)
-        await self._call(Request("POST", path, body=encode(body)), kind)
+        try:
+            await self._call(Request("POST", path, body=encode(body)), kind)
+        except (asyncio.CancelledError, ApiError) as err:
+            self._report_uncertain(kind, (namespace, name), err)
+            raise
+        # The answer is a Status: what became of the object, a read tells.
+        self._report(Written(kind, namespace, name, "", None))
 
     # Inside -------------------------------------------------------------------------------------
 

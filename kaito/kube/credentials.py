@@ -89,13 +89,14 @@ class Tls:
         async with self._making:
             age = self._clock.monotonic() - self._looked_at
             if not self._context or certificate != self._certificate or age >= _LOOK_SECONDS:
-                self._looked_at, self._certificate = self._clock.monotonic(), certificate
                 try:
                     await asyncio.to_thread(self._renew, certificate)
                 except InvalidSettings as err:  # being replaced just now; looked at again
                     if self._context is None:
                         raise
                     log.warning("kept the old certificates", error=str(err))
+                # Only now: a caller that was cancelled meanwhile has looked at nothing.
+                self._looked_at, self._certificate = self._clock.monotonic(), certificate
             assert self._context is not None
             return self._context
 

@@ -109,27 +109,31 @@ class Plugin:
             raise InvalidSettings(f"cannot use {what}: {err}") from None
 
     async def _output(self) -> bytes:
-        process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, **self.environment},  # noqa: TID251 - inherited, not read
-            start_new_session=True,  # ended together with the programs it starts
-        )
-        try:
-            async with asyncio.timeout(self.limit_seconds):
-                output, _ = await process.communicate()
-        except TimeoutError:
-            raise TimeoutError(f"no answer in {self.limit_seconds:g} s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if process.returncode:
-            raise ValueError(f"it ended with status {process.returncode}")
-        return output
+        # Into memory, not a pipe: that would be waited for as long as anything it left behind,
+        # a daemon in a session of its own say, holds the other end.
+        with os.fdopen(os.memfd_create("credential"), "r+b", buffering=0) as output:
+            process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={**os.environ, **self.environment},  # noqa: TID251 - inherited, not read
+                start_new_session=True,  # ended together with the programs it starts
+            )
+            try:
+                async with asyncio.timeout(self.limit_seconds):
+                    await process.wait()
+            except TimeoutError:
+                raise TimeoutError(f"no answer in {self.limit_seconds:g} s") from None
+            finally:
+                if process.returncode is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
+            if process.returncode:
+                raise ValueError(f"it ended with status {process.returncode}")
+            output.seek(0)
+            return output.read()
 
 
 def plugin(

@@ -155,6 +155,21 @@ async def test_a_standby_keeps_nothing_and_starts_from_what_is_there(clock: Fake
     assert log.names == ["here", "here"]
 
 
+async def test_what_was_asked_for_later_before_the_start_is_counted_from_it(
+    clock: FakeClock,
+) -> None:
+    """C18: the earliest wish of a key wins."""
+    log = Log()
+    controller = Controller("early", log, clock=clock)
+    controller.enqueue(("", "a"), after=9)
+    controller.enqueue(("", "a"), after=5)
+    async with running(controller):
+        await clock.advance(4)
+        assert log.names == []
+        await clock.advance(1)
+    assert log.names == ["a"]
+
+
 async def test_time_as_a_standby_is_no_latency(clock: FakeClock) -> None:
     """C20, Q16: keys wait for a worker from the start on, not from before."""
     informer = FakeInformer()
@@ -162,14 +177,13 @@ async def test_time_as_a_standby_is_no_latency(clock: FakeClock) -> None:
     controller.watch(cast(Any, informer), own_key)
     informer.tell(Change(None, Thing("a")))
     controller.enqueue(("", "b"))
-    controller.enqueue(("", "c"), after=5)
     await clock.advance(36_000)
     async with running(controller):
         await settle()
     labels = {"controller": "standby"}
     queued = {"name": "standby", **labels}
     assert REGISTRY.get_sample_value("event_to_reconcile_seconds_sum", labels) == 0
-    assert REGISTRY.get_sample_value("event_to_reconcile_seconds_count", labels) == 3
+    assert REGISTRY.get_sample_value("event_to_reconcile_seconds_count", labels) == 2
     assert REGISTRY.get_sample_value("workqueue_queue_duration_seconds_sum", queued) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -285,6 +286,43 @@ async def test_what_exceeds_the_grace_is_cancelled_and_named(clock: FakeClock) -
     assert controller.running == ()
     assert len([entry for entry in said if entry["event"] == "stopping on failure"]) == 1
     assert stage.diary[-1] == "lease released"
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_what_does_not_end_though_cancelled_holds_no_one_up(
+    clock: FakeClock, is_lost: bool
+) -> None:
+    """C10, E14, M5: Events go, the Lease is given up, and the process ends without it."""
+    exits: list[int] = []
+    stage = Stage.whole(clock, exit_process=exits.append)
+    stage.synced.set()
+    stage.won.set()
+    freed = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not freed.is_set():
+                with suppress(asyncio.CancelledError):
+                    await freed.wait()
+
+    stage.manager.add_runnable("stubborn", stubborn, leader_only=True)
+    said: list[Any] = []
+    with pytest.raises((StopTimeout, LeadershipLost)):  # noqa: PT012 - see above
+        async with stage.running(said):
+            if is_lost:
+                stage.over.set_result(LeadershipLost("gone"))
+                await settle()
+            else:
+                stage.stop.set()
+                await clock.advance(20)
+            await clock.advance(5)
+            told, before_its_end = list(exits), list(stage.diary)
+            freed.set()
+    assert told == [1]
+    assert before_its_end[-1] == "lease released"
+    assert [entry["runnables"] for entry in said if "runnables" in entry] == [["stubborn"]]
 
 
 async def test_leadership_lost_during_the_grace_ends_it_and_is_raised(clock: FakeClock) -> None:

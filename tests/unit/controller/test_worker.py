@@ -317,6 +317,40 @@ async def test_nothing_of_a_failed_run_is_kept(
         gc.enable()
 
 
+@pytest.mark.parametrize("error", [Conflict, ValueError])
+async def test_nothing_of_what_caused_a_failure_is_kept(
+    bench: Bench, error: type[Exception]
+) -> None:
+    """C9: nor of the cause's cause, though its frames and the failure refer to each other."""
+
+    class Snapshot:
+        pass
+
+    kept: list[weakref.ref[Snapshot]] = []
+
+    def dig(depth: int) -> None:
+        snapshot = Snapshot()
+        kept.append(weakref.ref(snapshot))
+        try:
+            if depth == 0:
+                raise OSError(f"about {snapshot}")
+            dig(depth - 1)
+        except Exception as err:
+            failure = error(f"about {snapshot}")
+            raise failure from err
+
+    async def fail(_: Key) -> Result:
+        dig(2)
+        return Result()
+
+    gc.disable()
+    try:
+        await bench.run(fail)
+        assert [ref() for ref in kept] == [None, None, None]
+    finally:
+        gc.enable()
+
+
 async def test_not_leader_is_not_shouted_about(bench: Bench) -> None:
     """E16"""
     with capture_logs() as logs:

@@ -38,7 +38,7 @@ class Sink:
         self.resource_version = resource_version
         self.seen.append("list " + " ".join(name for _, name in objects))
 
-    def not_served(self) -> None:
+    async def not_served(self) -> None:
         self.not_served_times += 1
 
 

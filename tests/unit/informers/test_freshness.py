@@ -391,3 +391,17 @@ async def test_of_echoes_nothing_is_remembered():
         await scene.send(modified("a", 7))
         assert not scene.is_echo(Change(None, thing("a", 7)))
         assert not scene.freshness._owners
+
+
+async def test_of_two_replies_that_crossed_the_later_write_counts():
+    """A2: the reply to the earlier one came last."""
+    scene = Scene()
+    async with scene.running():
+        scene.wrote(version=8)
+        scene.wrote(version=7)
+        scene.kube.opened[0].send(modified("a", 7))
+        await settle()
+        assert scene.freshness.pending(ME)
+        scene.kube.opened[0].send(modified("a", 8))
+        await settle()
+        assert not scene.freshness.pending(ME)

@@ -357,6 +357,8 @@ def test_reading_a_kind_nobody_registered_says_how():
     assert informers.lister(THINGS) is things.lister
     with pytest.raises(LookupError, match=r"InformerSet\.informer"):
         informers.lister(WIDGETS)
+    with pytest.raises(LookupError, match="label_selector"):  # not one that shows all, or less
+        informers.lister(THINGS, label_selector="a=b")
 
 
 async def test_all_informers_sync_also_those_asked_for_while_running():

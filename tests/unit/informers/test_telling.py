@@ -86,6 +86,22 @@ async def test_a_list_is_told_in_pieces_with_turns_of_the_loop_between():
     assert seen == [6] * 6
 
 
+async def test_a_kind_that_is_gone_is_told_in_pieces_too():
+    """R26, R34: of all its objects at once it would hold the loop."""
+    scene = Scene()
+    await scene.sink.replace(named(*"abcdef"), "5")
+    scene.informer.add_handler(scene.hear)
+    scene.heard.clear()
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(scene.count_turns())
+        await scene.sink.not_served()
+        counting.cancel()
+    assert {2, 4} <= set(scene.turns)
+    assert scene.heard == [f"{name} 1>-" for name in "abcdef"]
+    assert scene.informer.lister.list() == ()
+    assert scene.sink.resource_version == ""
+
+
 async def test_it_has_synced_only_when_all_of_the_first_list_was_told():
     """S6: in pieces too."""
     scene = Scene()

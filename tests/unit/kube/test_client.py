@@ -366,6 +366,19 @@ async def test_a_write_that_never_left_is_not_told(server: Server) -> None:
     assert not server.seen
 
 
+async def test_what_a_subresource_made_of_the_object_is_for_a_read_to_tell(
+    server: Server, client: KubeClient
+) -> None:
+    """A1: an eviction that was accepted is a write; one that was refused is none."""
+    told: list[Written] = []
+    client.on_written = told.append
+    server.answers = [answer(201, status(201, "Created")), answer(429, status(429, "Wait"))]
+    await client.create_subresource(PODS, "n", "p", "eviction", {})
+    with pytest.raises(TooManyRequests):
+        await client.create_subresource(PODS, "n", "p", "eviction", {})
+    assert told == [Written(PODS, "n", "p", "", None)]
+
+
 async def test_an_eviction_that_a_budget_forbids_is_too_many_requests(
     server: Server, client: KubeClient
 ) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PosixPath
 
 import pytest
@@ -283,3 +284,25 @@ async def test_a_client_certificate_is_shown(authority: Authority, tmp_path: Pat
         transport = Transport(config, clock=FakeClock(), component="tests")
         assert (await transport.request(GET)).status == 200
         await transport.close()
+
+
+async def test_a_caller_cancelled_while_a_certificate_is_read_has_looked_at_nothing(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """W22: the next caller gets the new one, not the old one for another minute."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    clock, ca = FakeClock(), tmp_path / "ca.crt"
+    tls = Tls(in_cluster(folder=tmp_path, host="a", port="1"), clock)
+    first = await tls.context()
+    os.utime(ca, ns=(0, 0))
+    await clock.advance(60)
+    gate = threading.Event()
+    async with asyncio.TaskGroup() as group:
+        busy = group.create_task(asyncio.to_thread(gate.wait))
+        cancelled = group.create_task(tls.context())
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await busy
+    assert await tls.context() is not first

@@ -252,11 +252,13 @@ async def test_a_plugin_runs_under_the_operators_loop_and_the_electors(tmp_path:
         "from kaito.kube.tokens import Plugin\n"
         f"plugin = Plugin((sys.executable, {str(path)!r}), {V1!r}, {{}})\n"
         "async def read():\n"
-        "    for _ in range(3): print((await plugin.read()).authorization)\n"
+        "    for _ in range(3): read_tokens.append((await plugin.read()).authorization)\n"
+        "read_tokens = []\n"
         "elector = threading.Thread(target=lambda: asyncio.run(read()))\n"
         "elector.start()\n"
         "with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: runner.run(read())\n"
         "elector.join()\n"
+        "print(*read_tokens)\n"
     )
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", script), stdout=asyncio.subprocess.PIPE
@@ -362,3 +364,20 @@ async def test_reading_a_kubeconfig_runs_nothing(tmp_path: Path) -> None:
     """W21: a plugin may open a browser; it runs when its credential is needed."""
     config = await from_kubeconfig(kubeconfig(tmp_path, user=exec_user("no-such-plugin")))
     assert isinstance(config.token, Plugin)
+
+
+async def test_a_daemon_that_a_plugin_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    """W21: it is in a session of its own and holds the plugin's output open."""
+    pid = tmp_path / "pid"
+    daemon = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
+        "                         start_new_session=True)\n"
+        f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
+    )
+    source = plugin(tmp_path, daemon + prints(token="t"))
+    try:
+        async with asyncio.timeout(60):  # a daemon that is waited for takes ten minutes
+            assert (await source.read()).authorization == "Bearer t"
+    finally:
+        os.kill(int(pid.read_text()), 9)
