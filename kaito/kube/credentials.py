@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ssl
 from dataclasses import replace
 from typing import Final
@@ -18,7 +19,7 @@ log = structlog.get_logger()
 
 _LOOK_SECONDS: Final = 60.0
 _EXPIRY_MARGIN_SECONDS: Final = 60.0
-_PLUGIN_PAUSE_SECONDS: Final = 10.0  # a token that is always about to expire: not per request
+_PAUSE_SECONDS: Final = 10.0  # a token that is always about to expire: not per request
 
 
 class Credentials:
@@ -32,36 +33,51 @@ class Credentials:
         self._clock = clock
         self._token: Token | None = None
         self._read_at = 0.0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[Token] | None = None
 
     async def current(self, rejected: Token | None = None) -> Token:
-        """The token to send now, another than ``rejected``.
+        """The token to send now, another than ``rejected``; while it is good, the one in use.
 
-        All who need a new one share a reading, also one in vain: they get a copy of the old one.
+        All who need a new one share a reading, also one in vain: they get a copy of the old one. It
+        is nobody's own: a caller who gives up, as the election's do early, does not end it.
 
         Raises:
             InvalidSettings: it was never readable.
         """
-        known = self._token
-        if known is not None and known is not rejected and not self._is_old(known):
-            return known
-        async with self._reading:
-            if self._token is not None and self._token is not known:
-                return self._token
-            try:
-                token = await self._source.read() if self._source is not None else Token("")
-            except InvalidSettings as err:
-                if known is None:
-                    raise
-                log.warning("kept the old credentials", error=str(err))
-                token = replace(known)
-            self._token, self._read_at = token, self._clock.monotonic()
-            return token
+        known, now = self._token, self._clock.now()
+        if known is not None and known is not rejected:
+            age = self._clock.monotonic() - self._read_at
+            is_ending = now >= known.expires - _EXPIRY_MARGIN_SECONDS and age >= _PAUSE_SECONDS
+            if is_ending and now < known.expires:
+                self._read_beside()
+                return known
+            if age < known.max_age and not is_ending:
+                return known
+        return await asyncio.shield(self._read_beside())
 
-    def _is_old(self, token: Token) -> bool:
-        age = self._clock.monotonic() - self._read_at
-        expires_soon = self._clock.now() >= token.expires - _EXPIRY_MARGIN_SECONDS
-        return age >= token.max_age or (expires_soon and age >= _PLUGIN_PAUSE_SECONDS)
+    async def close(self) -> None:
+        """End a reading that is under way."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+    def _read_beside(self) -> asyncio.Task[Token]:
+        if self._reading is None or self._reading.done():
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
+            self._reading = loop.create_task(self._read(), context=context)
+            self._reading.add_done_callback(lambda read: read.cancelled() or read.exception())
+        return self._reading
+
+    async def _read(self) -> Token:
+        try:
+            token = await self._source.read() if self._source is not None else Token("")
+        except InvalidSettings as err:
+            if self._token is None:
+                raise
+            log.warning("kept the old credentials", error=str(err))
+            token = replace(self._token)
+        self._token, self._read_at = token, self._clock.monotonic()
+        return token
 
 
 class Tls:

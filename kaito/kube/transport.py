@@ -107,6 +107,7 @@ class Transport:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._credentials.close()
         await self._calls.close()
         await self._watches.close()
 

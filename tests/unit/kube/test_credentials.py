@@ -18,7 +18,7 @@ from kaito.kube.credentials import Credentials, Tls
 from kaito.kube.tokens import FileToken, Token
 from kaito.kube.transport import Transport
 from kaito.sandbox.pki import Authority
-from tests.fakes.clock import FakeClock
+from tests.fakes.clock import FakeClock, settle
 from tests.unit.kube.server import ok, serving
 from tests.unit.kube.test_transport import GET, PUT, Tokens
 
@@ -140,8 +140,70 @@ async def test_an_expiring_token_is_replaced_a_minute_before() -> None:
     await credentials.current()
     assert source.reads == 1
     await clock.advance(1)
+    assert (await credentials.current()).authorization == "Bearer 1"  # good for another minute
+    await settle()
+    assert (await credentials.current()).authorization == "Bearer 2"
+    await clock.advance(3600)
+    assert (await credentials.current()).authorization == "Bearer 3"  # this one had ended
+
+
+class Slow(Expiring):
+    """One whose first reading is quick, and every later one as the test says."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock)
+        self.go = asyncio.Event()
+
+    async def read(self) -> Token:
+        if self.reads:
+            await self.go.wait()
+        return await super().read()
+
+
+async def test_a_slow_plugin_holds_up_no_call_while_its_token_is_good() -> None:
+    """P18, W21: the election's calls are shorter than a plugin may take."""
+    clock = FakeClock()
+    source = Slow(clock)
+    credentials = Credentials(source, clock)
     await credentials.current()
+    await clock.advance(3550)
+    for _ in range(5):
+        assert (await credentials.current()).authorization == "Bearer 1"
+    source.go.set()
+    await settle()
+    assert (await credentials.current()).authorization == "Bearer 2"
     assert source.reads == 2
+
+
+async def test_a_caller_who_gives_up_does_not_end_the_reading_others_need() -> None:
+    """W20, W21: each waits by its own deadline for the one reading."""
+    clock = FakeClock()
+    source = Slow(clock)
+    credentials = Credentials(source, clock)
+    refused = await credentials.current()
+    async with asyncio.TaskGroup() as group:
+        first, second = (group.create_task(credentials.current(refused)) for _ in range(2))
+        await settle()
+        first.cancel()
+        await settle()
+        source.go.set()
+    assert second.result().authorization == "Bearer 2"
+    assert source.reads == 2
+
+
+async def test_a_reading_under_way_ends_with_its_owner() -> None:
+    """M7"""
+    clock = FakeClock()
+    source = Slow(clock)
+    credentials = Credentials(source, clock)
+    refused = await credentials.current()
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(credentials.current(refused))
+        await settle()
+        await credentials.close()
+        source.go.set()
+    assert waiting.cancelled()
+    assert source.reads == 1
 
 
 async def test_a_plugin_with_very_short_tokens_is_not_run_per_request() -> None:
@@ -154,6 +216,7 @@ async def test_a_plugin_with_very_short_tokens_is_not_run_per_request() -> None:
     assert source.reads == 1
     await clock.advance(10)
     await credentials.current()
+    await settle()
     assert source.reads == 2
 
 
