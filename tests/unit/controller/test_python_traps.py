@@ -31,13 +31,15 @@ ROOT = Path(kaito.__file__).parent
 
 SWALLOWING_ROOTS = {
     ("controller/leader.py", "_campaign"): "the root of the elector's thread: nobody awaits it",
-    ("informers/informer.py", "_for_ever"): "raises RuntimeError for one that nobody asked for",
     ("informers/watcher.py", "run"): "raises RuntimeError for one that nobody asked for",
     ("sandbox/aks.py", "stop"): "awaits the task that it has just cancelled itself",
 }
 """Handlers that may end a cancellation, by file and function, with the reason."""
 
-HELD_TASKS = {"sandbox/aks.py": "kept in an attribute until it is cancelled and awaited"}
+HELD_TASKS = {
+    "kube/credentials.py": "kept in an attribute, waited for by all who need it or ended by close",
+    "sandbox/aks.py": "kept in an attribute until it is cancelled and awaited",
+}
 """Files that make tasks outside a TaskGroup, with the reason."""
 
 
