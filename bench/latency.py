@@ -12,16 +12,14 @@ import asyncio
 import gc
 import itertools
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 import uvloop
 
 from bench.measure import Measure
+from bench.replay import replaying
 from kaito import logs
 from kaito.api.meta import Key, ObjectMeta, View
 from kaito.clock import SystemClock
@@ -54,7 +52,7 @@ NOTES: Kind[Note] = Kind("ex.io", "v1", "Note", "notes", True, msgspec.json.Deco
 def measure() -> Iterator[Measure]:
     """Medians of the runs' p50 and p99, in milliseconds."""
     logs.configure(level="warning", form="json")
-    with _server() as address:
+    with replaying("bench.latency") as address:
         runs = [_percentiles(uvloop.run(_waits(address))) for _ in range(RUNS)]
     name = "event to reconcile at 1,000/s"
     yield Measure.of(f"{name}: p50", [p50 for p50, _ in runs], "ms", "<= 0.5")
@@ -100,19 +98,6 @@ def _percentiles(waits: list[float]) -> tuple[float, float]:
 
 
 # The server -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.latency"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def _serve() -> None:

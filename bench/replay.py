@@ -29,11 +29,9 @@ _SERVER_CORE, _CLIENT_CORE = 1, 0
 
 
 @contextmanager
-def replaying() -> Iterator[str]:
-    """A running server on its own core; yields its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.replay"], stdout=subprocess.PIPE, text=True
-    )
+def replaying(module: str = "bench.replay") -> Iterator[str]:
+    """A module that prints its port and serves, as a process of its own; yields its address."""
+    process = subprocess.Popen([sys.executable, "-m", module], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"

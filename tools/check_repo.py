@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 500
 FRAMEWORK = ("kaito/kube", "kaito/informers", "kaito/controller")
-FRAMEWORK_LINES = 4263  # a ratchet on the way to 4,000: to be lowered, never raised
+FRAMEWORK_LINES = 4262  # a ratchet on the way to 4,000: to be lowered, never raised
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -273,10 +273,9 @@ class _Call:
     def __exit__(self, _: object, err: object, __: object) -> None:
         self.meter.answers(self.code).inc()
         self.meter.seconds(self._clock.monotonic() - self.started)
-        if err is None and not self.code.startswith("5"):  # 5xx: it may have been run all the same
-            self.is_in_doubt = self._was_in_doubt
-        elif err is None:
-            pass
+        if err is None:
+            if not self.code.startswith("5"):  # it may have been carried out all the same
+                self.is_in_doubt = self._was_in_doubt
         elif isinstance(err, aiohttp.ClientError | OSError | zlib.error):  # OSError: timeouts too
             missing = ": no credentials" if self.token is self.rejected else ""
             raise _failure(f"{self.request}{missing}", err, may_be_done=self.is_in_doubt) from err
